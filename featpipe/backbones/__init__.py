@@ -1,0 +1,86 @@
+"""Backbones: files that turn pixels into vectors, their contract, and the devices they run on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featpipe.backbones._cores import usable_cores
+from featpipe.backbones.card import BackboneCard
+from featpipe.backbones.contract import read_backbone
+from featpipe.backbones.registry import BUILTIN, find_backbone, list_backbones
+
+if TYPE_CHECKING:
+    from featpipe.backbones.session import Session
+
+__all__ = [
+    "BUILTIN",
+    "Backbone",
+    "BackboneCard",
+    "find_backbone",
+    "list_backbones",
+    "load_backbone",
+    "usable_cores",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A backbone file that keeps the contract, and its card.
+
+    >>> load_backbone()
+    <Backbone efficientnet_lite0: 224 pixels to 1280 numbers, fingerprint ...>
+    """
+
+    card: BackboneCard
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the backbone."""
+        return self.card.name
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.card.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that stand for graph, weights and preprocessing."""
+        return self.card.fingerprint
+
+    def open_session(self, device: str = "auto", precision: str = "auto") -> Session:
+        """Make the backbone ready to run; see `featpipe.backbones.session.open_session`."""
+        # ONNX Runtime is loaded only now: looking at a backbone does not need it.
+        from featpipe.backbones.session import open_session  # noqa: PLC0415
+
+        return open_session(self, device, precision)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Backbone {self.name}: {self.card.input_size} pixels to {self.dimension} numbers, "
+            f"fingerprint {self.fingerprint}>"
+        )
+
+
+def load_backbone(model: str | os.PathLike[str] | None = None) -> Backbone:
+    """Find a backbone and check its file.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        A name, the path of an ``.onnx`` file, or None for the built-in backbone.
+
+    Raises
+    ------
+    BackboneError
+        When there is no such backbone, or its file breaks the contract.
+
+    >>> load_backbone().dimension
+    1280
+    """
+    path = find_backbone(model)
+    return Backbone(read_backbone(path).card, path)

@@ -1,0 +1,96 @@
+"""Where backbones are found: by name in a few folders, or by the path of a file.
+
+Searched in this order, the first file named ``NAME.onnx`` counts:
+
+1. the folders in the environment variable ``FEATPIPE_MODELS`` (separated as in ``PATH``)
+2. ``featpipe/models`` in the user's data folder
+3. the models that came with featpipe
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from featpipe._files import printable
+from featpipe.errors import BackboneError
+
+BUILTIN = "efficientnet_lite0"
+SUFFIX = ".onnx"
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def find_backbone(model: str | os.PathLike[str] | None = None) -> Path:
+    """Return the file of a backbone.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        A name, the path of an ``.onnx`` file, or None for the built-in backbone.
+
+    Raises
+    ------
+    BackboneError
+        When there is no such backbone; the message has the nearest names.
+    """
+    name = BUILTIN if model is None else os.fspath(model)
+    if not isinstance(model, str | None) or _looks_like_path(name):
+        return _existing_file(Path(name))
+    for folder in model_folders():
+        path = folder / f"{name}{SUFFIX}"
+        if path.is_file():
+            return path
+    raise BackboneError(_unknown(name))
+
+
+def list_backbones() -> dict[str, Path]:
+    """Return every backbone that can be named, and its file, sorted by name."""
+    found: dict[str, Path] = {}
+    for folder in model_folders():
+        for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def model_folders() -> list[Path]:
+    """Return the folders that are searched for backbones, first one first."""
+    named = [Path(p) for p in os.environ.get("FEATPIPE_MODELS", "").split(os.pathsep) if p]
+    return [*named, user_data_path("featpipe", appauthor=False) / "models", _shipped_folder()]
+
+
+def _shipped_folder() -> Path:
+    """Return ``featpipe/_models`` of an installed featpipe, or ``models/`` of a checkout."""
+    installed = _PACKAGE / "_models"
+    return installed if installed.is_dir() else _PACKAGE.parent / "models"
+
+
+def _looks_like_path(name: str) -> bool:
+    separators = {os.sep, os.altsep or os.sep, "/"}
+    return name.lower().endswith(SUFFIX) or any(separator in name for separator in separators)
+
+
+def _existing_file(path: Path) -> Path:
+    shown = printable(str(path))
+    if path.suffix.lower() != SUFFIX:
+        raise BackboneError(
+            f"{shown} is neither the name of a backbone nor an {SUFFIX} file: "
+            f"give one of {', '.join(list_backbones()) or 'no installed names'}, "
+            f"or the path of an {SUFFIX} file"
+        )
+    if not path.is_file():
+        raise BackboneError(f"there is no backbone file {shown}: check the path")
+    return path
+
+
+def _unknown(name: str) -> str:
+    known = list(list_backbones())
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    choices = " or ".join(near) if near else ", ".join(known)
+    hint = f"did you mean {choices}?" if near else f"there are: {choices or 'none'}."
+    return (
+        f"there is no backbone '{printable(name)}': {hint} "
+        f"The path of an {SUFFIX} file that featpipe has exported may be given, too"
+    )

@@ -1,0 +1,118 @@
+"""What every command shares: where its words go, how it shows progress, its common options."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from featpipe._files import printable
+from featpipe.types import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def say(message: str) -> None:
+    """Tell the person at the keyboard one line, on stderr; control characters are escaped."""
+    click.echo(printable(message), err=True)
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to stdout, and nothing else ever."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False))
+
+
+def debug_option(command: _F) -> _F:
+    """Document ``--debug``; `featpipe.commands.main` takes it out before click sees it."""
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+    )(command)
+
+
+def device_options(command: _F) -> _F:
+    """``--device``, ``--precision``, ``--batch-size``, ``--workers``."""
+    for option in reversed(
+        [
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                metavar="auto|cpu|cuda|cuda:N",
+                help="Where the backbone runs. What is asked for is had, or the command fails.",
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(["auto", "fp32", "fp16"]),
+                default="auto",
+                show_default=True,
+                help="Arithmetic of the backbone.",
+            ),
+            click.option(
+                "--batch-size", type=click.IntRange(1, 4096), help="Images a call of the backbone."
+            ),
+            click.option(
+                "--workers", type=click.IntRange(1, 512), help="Threads. [default: one a core]"
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def progress_display(
+    unit: str = "images", *, quiet: bool = False
+) -> Iterator[ProgressCallback | None]:
+    """Draw progress, rate and time left on a terminal; draw nothing when stderr is piped."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Drawer(bar, unit)
+
+
+class _Drawer:
+    """Turn `Progress` records into a bar; one task a stage."""
+
+    def __init__(self, bar: Bar, unit: str) -> None:
+        self._bar, self._unit = bar, unit
+        self._tasks: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        stage = progress.stage
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=progress.total, rate="")
+            self._started[stage] = time.monotonic()
+        computed = progress.done - progress.reused
+        seconds = time.monotonic() - self._started[stage]
+        rate = f"{computed / seconds:,.0f} {self._unit}/s" if computed and seconds > 0.5 else ""
+        if progress.failed:
+            rate += f"  {progress.failed} failed"
+        self._bar.update(
+            self._tasks[stage], completed=progress.done, total=progress.total, rate=rate
+        )

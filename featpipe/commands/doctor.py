@@ -1,0 +1,113 @@
+"""``featpipe doctor``: what this machine has, and what is amiss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from featpipe._files import printable
+from featpipe.commands._common import debug_option, print_json
+
+if TYPE_CHECKING:
+    from featpipe.backbones.cuda import CudaFacts
+    from featpipe.doctor import Processor, Report, Speed
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Leave out the ten-second check of speed.")
+@click.option("--json", "as_json", is_flag=True, help="Write the report as JSON to stdout.")
+@debug_option
+def doctor(*, quick: bool, as_json: bool) -> int:
+    """Say what this machine has, and what is amiss.
+
+    Versions, devices that work and why the others do not, CUDA and cuDNN, the processor and
+    the container's limits, where things are stored, and how fast images become vectors here.
+    Exit code 0 means that embedding works.
+
+    \b
+    featpipe doctor
+    featpipe doctor --quick --json
+    """
+    from featpipe.doctor import diagnose
+
+    report = diagnose(quick=quick)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        for line in _lines(report):
+            click.echo(printable(line))
+    return report.exit_code
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield f"featpipe {report.featpipe}, Python {report.python}, {report.system}"
+    yield ", ".join(f"{name} {version}" for name, version in report.packages.items())
+    yield from _section("Devices")
+    for device in report.devices:
+        yield _row(device.name, f"{'works' if device.works else 'no'}: {device.detail}")
+    yield from _section("CUDA")
+    yield from _cuda_lines(report.cuda)
+    yield from _section("Processor")
+    yield from _processor_lines(report.processor)
+    yield from _section("Places")
+    for name, place in report.places.items():
+        yield _row(name, place)
+    if report.speed is not None:
+        yield from _section("Speed")
+        yield from _speed_lines(report.speed)
+    yield ""
+    for warning in report.warnings:
+        yield f"Warning: {warning}"
+    if report.problem is not None:
+        yield f"Embedding does not work here: {report.problem}"
+    else:
+        yield "Embedding works here."
+
+
+def _cuda_lines(facts: CudaFacts) -> Iterator[str]:
+    built = "without CUDA" if facts.built_for is None else f"for CUDA {facts.built_for}"
+    yield _row("onnxruntime", f"{', '.join(facts.wheels) or 'from elsewhere'}, built {built}")
+    seen = "" if facts.devices is None else f", {facts.devices} GPUs"
+    yield _row("driver", f"found{seen}" if facts.driver else "not found")
+    if facts.missing is not None:
+        lacking = f"not found: {', '.join(facts.missing)}" if facts.missing else "found"
+        yield _row("libraries", lacking)
+        yield _row("cuDNN", "found" if facts.cudnn else "not found")
+
+
+def _processor_lines(processor: Processor) -> Iterator[str]:
+    yield _row("model", processor.model)
+    if processor.features:
+        has = [f"{name} {'yes' if there else 'no'}" for name, there in processor.features.items()]
+        yield _row("features", ", ".join(has))
+    limit = "no container limit" if processor.quota is None else f"limit {processor.quota:g}"
+    yield _row("cores", f"{processor.usable} of {processor.cores} usable ({limit})")
+    limit = (
+        "no container limit"
+        if processor.memory_limit is None
+        else f"limit {_gibibytes(processor.memory_limit)}"
+    )
+    yield _row("memory", f"{_gibibytes(processor.memory)} ({limit})")
+
+
+def _speed_lines(speed: Speed) -> Iterator[str]:
+    yield _row("decode", f"{speed.decode_per_core:,.0f} images/s a core (JPEG, 768 × 512)")
+    unit = "images/s a core" if speed.provider == "cpu" else "images/s"
+    yield _row("backbone", f"{speed.model:,.0f} {unit} ({speed.provider})")
+    yield _row("expected", f"{speed.expected:,.0f} images/s with {speed.threads} threads")
+    yield _row("measured", f"{speed.measured:,.0f} images/s with {speed.threads} threads")
+
+
+def _section(title: str) -> Iterator[str]:
+    yield ""
+    yield title
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:<14} {value}"
+
+
+def _gibibytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**30:.1f} GiB"

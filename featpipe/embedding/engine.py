@@ -1,0 +1,161 @@
+"""Threads that run to completion: each reads, hashes, decodes and embeds a small batch.
+
+As many threads as cores, all on one session whose calls use one thread each, so that no pool
+waits for another. Reading, decoding and inference overlap because different batches are at
+different stages. Batches leave in the order in which they came, and never more than a few
+are under way: memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from featpipe._files import content_key
+from featpipe.backbones import Backbone, usable_cores
+from featpipe.images import decode_image, image_size
+from featpipe.sources import Source
+from featpipe.types import Failure, ImageRef, Key, Vectors
+
+if TYPE_CHECKING:
+    from featpipe.backbones.session import Session
+
+Wanted: TypeAlias = Callable[[Key], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedBatch:
+    """What became of some images, in the order in which they were given.
+
+    Attributes
+    ----------
+    refs : tuple of ImageRef
+    keys : tuple of bytes or None
+        Content keys; None where the file could not be read.
+    shapes : tuple of (width, height) or None
+        Pixels, upright; None where the image could not be read or decoded.
+    failures : tuple of Failure or None
+    rows : tuple of int or None
+        Row of ``vectors`` that belongs to the image; None where it failed or nobody wanted
+        its vector.
+    vectors : ndarray of float32, (k, D)
+    """
+
+    refs: tuple[ImageRef, ...]
+    keys: tuple[Key | None, ...]
+    shapes: tuple[tuple[int, int] | None, ...]
+    failures: tuple[Failure | None, ...]
+    rows: tuple[int | None, ...]
+    vectors: Vectors
+
+
+def stream(
+    source: Source,
+    refs: Iterable[ImageRef],
+    backbone: Backbone,
+    session: Session,
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    wanted: Wanted | None = None,
+) -> Iterator[EmbeddedBatch]:
+    """Embed images as they come, in order, with bounded memory.
+
+    Parameters
+    ----------
+    source, refs
+        What to read, and from where; ``refs`` may be endless.
+    batch_size : int, optional
+        Images a call of the backbone; the session's own choice by default.
+    workers : int, optional
+        Threads; one a core that this process may use by default.
+    wanted : callable, optional
+        Asked once for each content key, from any thread, before the image is decoded; where
+        it says no, the image has neither vector nor failure.
+
+    Yields
+    ------
+    EmbeddedBatch
+        An image that cannot be read or decoded is a `Failure` in it, never an exception.
+    """
+    size = batch_size or session.batch_size
+    count = workers or usable_cores()
+    worker = _Worker(source, backbone, session, wanted)
+    iterator = iter(refs)
+    pending: deque[Future[EmbeddedBatch]] = deque()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="featpipe")
+    try:
+        while True:
+            while len(pending) < 2 * count + 1 and (batch := tuple(islice(iterator, size))):
+                pending.append(pool.submit(worker, batch))
+            if not pending:
+                return
+            yield pending.popleft().result()
+    finally:
+        # Reached on Ctrl-C and by a caller who stops early, too: nothing more is begun.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Worker:
+    """Takes one batch through all stages; shared by the threads, holds no state of its own."""
+
+    def __init__(
+        self, source: Source, backbone: Backbone, session: Session, wanted: Wanted | None
+    ) -> None:
+        self._source, self._session = source, session
+        self._rule, self._dimension = backbone.card.resize, backbone.dimension
+        self._wanted = wanted
+
+    def __call__(self, refs: tuple[ImageRef, ...]) -> EmbeddedBatch:
+        side = self._rule.crop
+        pixels = np.empty((len(refs), side, side, 3), dtype=np.uint8)
+        keys: list[Key | None] = []
+        shapes: list[tuple[int, int] | None] = []
+        failures: list[Failure | None] = []
+        rows: list[int | None] = []
+        filled = 0
+        for ref in refs:
+            key, shape, failure, used = self._load(ref, pixels[filled])
+            keys.append(key)
+            shapes.append(shape)
+            failures.append(failure)
+            rows.append(filled if used else None)
+            filled += used
+        vectors = self._session.run(pixels[:filled]) if filled else self._nothing()
+        return EmbeddedBatch(
+            refs, tuple(keys), tuple(shapes), tuple(failures), tuple(rows), vectors
+        )
+
+    def _load(
+        self, ref: ImageRef, out: np.ndarray
+    ) -> tuple[Key | None, tuple[int, int] | None, Failure | None, bool]:
+        """Read one image into ``out``: key, shape, failure, and whether ``out`` was filled."""
+        data = self._read(ref)
+        if isinstance(data, Failure):
+            return None, None, data, False
+        key = content_key(data)
+        if self._wanted is not None and not self._wanted(key):
+            return key, image_size(data), None, False
+        decoded = decode_image(data, self._rule)
+        if isinstance(decoded, Failure):
+            return key, None, decoded, False
+        out[...] = decoded.pixels
+        return key, (decoded.width, decoded.height), None, True
+
+    def _read(self, ref: ImageRef) -> bytes | Failure:
+        if ref.problem is not None:
+            return Failure("unreadable", ref.problem)
+        try:
+            return self._source.read(ref)
+        except (OSError, ValueError) as exc:
+            reason = getattr(exc, "strerror", None) or str(exc)
+            return Failure("unreadable", f"the file cannot be read: {reason}")
+
+    def _nothing(self) -> Vectors:
+        return np.empty((0, self._dimension), dtype=np.float32)

@@ -1,0 +1,127 @@
+"""From listed images to predictions, batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe._files import printable
+from featpipe.backbones import Backbone, load_backbone
+from featpipe.embedding import EmbeddedBatch, stream
+from featpipe.errors import BackboneError, FingerprintError
+from featpipe.scoring.prediction import (
+    Prediction,
+    decide,
+    failed_prediction,
+    unscorable_prediction,
+)
+from featpipe.sources import Source
+from featpipe.types import ImageRef, Vectors
+
+if TYPE_CHECKING:
+    from featpipe.backbones.session import Session
+    from featpipe.heads import Head
+
+
+class Classifier(Protocol):
+    """What is asked of a head while images stream by."""
+
+    def predict_proba(self, X: Vectors) -> NDArray[np.floating]:  # noqa: N803 - scikit-learn's name
+        """Return probabilities, (n, n_classes)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some images of the listing and their rows, aligned."""
+
+    refs: tuple[ImageRef, ...]
+    rows: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How probabilities become rows: the head's classes, and what was asked for."""
+
+    classes: tuple[str, ...]
+    top_k: int
+    threshold: float | None
+
+
+def backbone_of(head: Head, model: str | os.PathLike[str] | Backbone | None = None) -> Backbone:
+    """Find the backbone that a head was fitted on.
+
+    Parameters
+    ----------
+    model : str, path or Backbone, optional
+        Where to look; by default the name that the head's card gives.
+
+    Raises
+    ------
+    BackboneError
+        When there is no such backbone here.
+    FingerprintError
+        When there is, but it gives other vectors than the head knows.
+    """
+    name = str(head.backbone["name"])
+    backbone = model if isinstance(model, Backbone) else _load(name, model)
+    if backbone.fingerprint != head.fingerprint:
+        raise FingerprintError(
+            f"the head was fitted on vectors of {printable(name)} ({head.fingerprint[:12]}), "
+            f"not of {backbone.name} ({backbone.fingerprint[:12]}, {printable(str(backbone.path))})"
+            ": give the backbone that it was fitted on with --model, or fit a head on this one"
+        )
+    return backbone
+
+
+def _load(name: str, model: str | os.PathLike[str] | None) -> Backbone:
+    if model is not None:
+        return load_backbone(model)
+    try:
+        return load_backbone(name)
+    except BackboneError as exc:
+        raise BackboneError(
+            f"the backbone of the head cannot be had by its name: {exc}. "
+            "Name its file with --model"
+        ) from exc
+
+
+def predict(
+    source: Source,
+    refs: Iterable[ImageRef],
+    backbone: Backbone,
+    session: Session,
+    classifier: Classifier,
+    rule: Rule,
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    """Embed and classify images as they come, in order, with bounded memory."""
+    batches = stream(source, refs, backbone, session, batch_size=batch_size, workers=workers)
+    for embedded in batches:
+        yield Batch(embedded.refs, tuple(_rows(embedded, classifier, rule)))
+
+
+def _rows(batch: EmbeddedBatch, classifier: Classifier, rule: Rule) -> Iterator[Prediction]:
+    # A head gives a label to NaN, too: such vectors are sorted out before it sees them.
+    sound = np.isfinite(batch.vectors).all(axis=1)
+    probabilities = iter(classifier.predict_proba(batch.vectors[sound]) if sound.any() else ())
+    for ref, failure, row in zip(batch.refs, batch.failures, batch.rows, strict=True):
+        if failure is not None:
+            yield failed_prediction(ref.path, failure)
+        elif row is None or not sound[row]:
+            yield unscorable_prediction(ref.path)
+        else:
+            yield decide(
+                ref.path,
+                next(probabilities),
+                rule.classes,
+                top_k=rule.top_k,
+                threshold=rule.threshold,
+            )

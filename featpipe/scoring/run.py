@@ -1,0 +1,256 @@
+"""One run of `score`: from a source to predictions, and what it says afterwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featpipe._files import printable
+from featpipe.backbones import Backbone
+from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, TooManyFailuresError
+from featpipe.heads import Head, load_head, newest_head
+from featpipe.scoring.output import Target, open_target
+from featpipe.scoring.predict import Batch, Rule, backbone_of, predict
+from featpipe.scoring.prediction import Prediction
+from featpipe.sources import Source, SourceLike, open_source
+from featpipe.types import ImageRef, Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from featpipe.backbones.session import Session
+
+_SHOWN_FAILURES = 10
+_log = logging.getLogger("featpipe.scoring")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """What `score` may be asked for beside source, head and output; see there."""
+
+    top_k: int = 0
+    threshold: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    max_failures: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 or more, not {self.top_k}")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie between 0 and 1, not {self.threshold:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSummary:
+    """What one run has done.
+
+    Attributes
+    ----------
+    output : str or None
+        Where the rows are; ``-`` for standard output, None where nothing was written.
+    images, ok, uncertain, failed : int
+        Rows, and how many of each kind; the last three add up to the first.
+    resumed : int
+        Of these, taken over from an interrupted run.
+    seconds : float
+        Of the whole run, after head and backbone were loaded.
+    device : str
+        One line: which provider ran, and why.
+    failures : tuple of Prediction
+        The first ten of the images that failed in this run.
+    predictions : tuple of Prediction
+        All rows where no output was given; empty otherwise, for memory's sake.
+    notes : tuple of str
+        What a person should know, a sentence each.
+    """
+
+    output: str | None
+    images: int
+    ok: int
+    uncertain: int
+    failed: int
+    resumed: int
+    seconds: float
+    device: str
+    failures: tuple[Prediction, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where some images failed."""
+        return EXIT_SOME_FAILED if self.failed else EXIT_OK
+
+    def __str__(self) -> str:
+        counts = [f"{self.ok} ok", f"{self.uncertain} uncertain", f"{self.failed} failed"]
+        done = self.images - self.resumed
+        rate = f" ({done / self.seconds:,.0f}/s)" if done and self.seconds > 0 else ""
+        taken = f", {self.resumed} taken over from an interrupted run" if self.resumed else ""
+        where = "" if self.output is None else f" → {self.output}"
+        shown = ", ".join(c for c in counts if not c.startswith("0 ")) or "none"
+        return f"{self.images} images: {shown}{taken}; {self.seconds:.1f} s{rate}{where}"
+
+
+def score(
+    source: SourceLike,
+    head: Head | str | os.PathLike[str] | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    format: str | None = None,  # noqa: A002 - the word that every table library uses
+    model: str | os.PathLike[str] | Backbone | None = None,
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> ScoreSummary:
+    """Classify every image of ``source``: one row each, in its order.
+
+    An image that fails is a row with status and reason. An interrupted run leaves
+    ``<output>.partial``, and the same call goes on from there; ``output`` itself appears
+    whole, at the end.
+
+    Parameters
+    ----------
+    source : str, path, iterable of paths, or Source
+        See `featpipe.sources.open_source`.
+    head : Head or path, optional
+        The newest under ``heads/`` by default.
+    output : path, optional
+        A ``.csv``, ``.jsonl`` or ``.parquet`` file, or ``"-"`` for standard output, row by
+        row. Without it nothing is written, and the summary holds the predictions.
+    format : str, optional
+        ``csv``, ``jsonl`` or ``parquet``, where the output's suffix does not say it.
+    model : str, path or Backbone, optional
+        The backbone; by default the one whose name the head carries.
+    progress : callable, optional
+        Called with a `Progress` after every batch.
+    **options
+        ``top_k`` (list the so many best classes), ``threshold`` (below this probability the
+        label is withheld and the status is ``uncertain``), ``device``, ``precision``,
+        ``batch_size``, ``workers`` (as in `featpipe.embed`), ``max_failures``.
+
+    Returns
+    -------
+    ScoreSummary
+
+    Raises
+    ------
+    FingerprintError
+        When the head was fitted on another backbone's vectors; both are named.
+    SourceError, HeadError, BackboneError, DeviceError, LockedError, WriteError
+        What was finished before is kept, whatever is raised.
+    TooManyFailuresError
+        When more than ``max_failures`` images have failed.
+    ValueError
+        When an option makes no sense, or no format can be told.
+
+    Examples
+    --------
+    >>> summary = score("new/", "heads/photos-logreg", output="new.csv")   # doctest: +SKIP
+    >>> print(summary)                                                     # doctest: +SKIP
+    372 images: 372 ok; 2.4 s (155/s) → new.csv
+    """
+    asked = ScoreOptions(**options)
+    run = _Run(_Setup.of(source, head, model, asked), asked, progress)
+    top_k = run.rule.top_k
+    with open_target(None if output is None else os.fspath(output), format, top_k) as target:
+        return run.into(target)
+
+
+def predictions(
+    source: SourceLike,
+    head: Head | str | os.PathLike[str] | None = None,
+    *,
+    model: str | os.PathLike[str] | Backbone | None = None,
+    **options: Any,
+) -> Iterator[Prediction]:
+    """Yield what `score` would write, image by image, with bounded memory.
+
+    Parameters and errors are those of `score`; head, backbone and options are looked at
+    before the first image is asked for.
+
+    Examples
+    --------
+    >>> for row in predictions("new/", "heads/photos-logreg"):   # doctest: +SKIP
+    ...     print(row.path, row.label)
+    """
+    asked = ScoreOptions(**options)
+    run = _Run(_Setup.of(source, head, model, asked), asked, None)
+    return (row for batch in run.batches() for row in batch.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What must fit together before the first image is opened."""
+
+    source: Source
+    head: Head
+    backbone: Backbone
+    session: Session
+
+    @classmethod
+    def of(
+        cls,
+        source: SourceLike,
+        head: Head | str | os.PathLike[str] | None,
+        model: str | os.PathLike[str] | Backbone | None,
+        options: ScoreOptions,
+    ) -> _Setup:
+        loaded = _load(head)
+        backbone = backbone_of(loaded, model)
+        opened = open_source(source)
+        session = backbone.open_session(options.device, options.precision)
+        return cls(opened, loaded, backbone, session)
+
+
+def _load(head: Head | str | os.PathLike[str] | None) -> Head:
+    if head is None:
+        return newest_head()
+    return head if isinstance(head, Head) else load_head(head)
+
+
+class _Run:
+    """The state of one run."""
+
+    def __init__(
+        self, setup: _Setup, options: ScoreOptions, progress: ProgressCallback | None
+    ) -> None:
+        self._setup, self._options, self._progress = setup, options, progress
+        classes = tuple(str(name) for name in setup.head.classes_)
+        self.rule = Rule(classes, min(options.top_k, len(classes)), options.threshold)
+        self._counts: Counter[str] = Counter()
+        self._failures: list[Prediction] = []
+
+    def into(self, target: Target) -> ScoreSummary:
+        """Do all of it, and hand the rows to ``target`` batch by batch."""
+        begun = time.monotonic()
+        setup = self._setup
+        listed = target.begin(self._identity(), self._listed(), self._step)
+        self._counts = Counter(target.counts)
+        if target.resumed:
+            _log.info("%d rows taken over from an interrupted run", target.resumed)
+        self._check_failures()
+        for batch in self.batches(listed):
+            target.take(batch)
+        target.finish()
+        images = self._counts.total()
+        ok, uncertain = self._counts["ok"], self._counts["uncertain"]
+        return ScoreSummary(
+            output=target.name,
+            images=images,
+            ok=ok,
+            uncertain=uncertain,
+            failed=images - ok - uncertain,
+            resumed=target.resumed,
+            seconds=time.monotonic() - begun,
+            device=setup.session.why,
+            failures=tuple(self._failures),
+            predictions=tuple(target.predictions),
+            notes=(*target.notes, *setup.source.notes),
+        )

@@ -1,0 +1,110 @@
+"""Where images come from: every source lists `ImageRef` records and reads their bytes.
+
+`open_source` chooses by what it is given. To add a kind (a tar file, a bucket), write a
+class with the three members of `Source` and put it into ``_OPENERS``; nothing to the right
+of this package needs to know.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+from featpipe._files import printable
+from featpipe.errors import SourceError
+from featpipe.sources.base import Source
+from featpipe.sources.folder import IMAGE_SUFFIXES, FolderSource
+from featpipe.sources.labels import LabelledSource
+from featpipe.sources.paths import PathSource, read_path_list
+from featpipe.sources.table import TABLE_SUFFIXES, TableSource
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "FolderSource",
+    "LabelledSource",
+    "PathSource",
+    "Source",
+    "SourceLike",
+    "TableSource",
+    "open_source",
+]
+
+SourceLike: TypeAlias = "Source | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
+
+
+def open_source(source: SourceLike, labels: str | os.PathLike[str] | None = None) -> Source:
+    """Return the source that ``source`` names.
+
+    Parameters
+    ----------
+    source : Source, str, path or iterable of paths
+        A folder, an image file, a table (``.csv``, ``.tsv``, ``.parquet``), ``"-"`` for a
+        list of paths on standard input, or the paths themselves.
+    labels : path, optional
+        A table with a column ``path`` and label columns, for a source without labels of its
+        own; its labels win over those of the source.
+
+    Raises
+    ------
+    SourceError
+        When there is nothing of that name, or nothing that featpipe reads.
+    """
+    opened = _open(source)
+    return opened if labels is None else LabelledSource(opened, Path(labels))
+
+
+def _open(source: SourceLike) -> Source:
+    if isinstance(source, Source):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        return PathSource([os.fspath(path) for path in source], name="paths", location="paths")
+    text = os.fspath(source)
+    if text == "-":
+        paths = read_path_list(sys.stdin.buffer.read())
+        return PathSource(paths, name="stdin", location=f"stdin in {Path.cwd()}")
+    for matches, opener in _OPENERS:
+        if matches(text):
+            return opener(text)
+    raise SourceError(
+        f"there is nothing at {printable(text)}: check the path (it is looked for from "
+        f"{printable(str(Path.cwd()))})"
+    )
+
+
+def _refuse_url(text: str) -> Source:
+    scheme = text.partition("://")[0]
+    raise SourceError(
+        f"featpipe does not read {printable(scheme)}:// addresses yet: copy the images to a "
+        "local folder and give that"
+    )
+
+
+def _refuse_archive(text: str) -> Source:
+    raise SourceError(
+        f"featpipe does not read archives yet: unpack {printable(text)} and give the folder"
+    )
+
+
+def _open_file(text: str) -> Source:
+    path = Path(text)
+    return PathSource([path.name], name=path.stem, location=str(path.absolute()), root=path.parent)
+
+
+_OPENERS: tuple[tuple[Callable[[str], bool], Callable[[str], Source]], ...] = (
+    (lambda text: "://" in text, _refuse_url),
+    (os.path.isdir, lambda text: FolderSource(Path(text))),
+    (
+        lambda text: text.lower().endswith(TABLE_SUFFIXES) and os.path.isfile(text),
+        lambda text: TableSource(Path(text)),
+    ),
+    (
+        lambda text: (
+            text.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip")) and os.path.isfile(text)
+        ),
+        _refuse_archive,
+    ),
+    (os.path.isfile, _open_file),
+)

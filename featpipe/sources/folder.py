@@ -1,0 +1,148 @@
+"""A folder of images; class folders give the labels, split folders above them the splits."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from featpipe._files import printable
+from featpipe.errors import SourceError
+from featpipe.sources.base import LocalSource
+from featpipe.types import ImageRef
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}
+)
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+_NOT_OURS = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
+
+
+class FolderSource(LocalSource):
+    """Every image below a folder, in the order of its names, depth first.
+
+    ``root/ants/1.jpg`` has the label ``ants``; so has ``root/ants/sub/1.jpg``. Where every
+    folder in ``root`` that is listed has the name of a split (train, training, val, valid,
+    validation, test, testing; upper or lower case), it gives the split, and the class
+    folders stand below it. Images in ``root`` itself have no label. Files are listed by
+    suffix; hidden ones are not. Links are followed, and a loop of them is cut.
+
+    Raises
+    ------
+    SourceError
+        When the folder cannot be opened, while listing it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.location = str(root.resolve())
+        self.name = root.resolve().name or "root"
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        self.notes.clear()
+        left_out: Counter[str] = Counter()
+        try:
+            entries = _sorted_entries(self.root)
+        except OSError as exc:
+            raise SourceError(
+                f"cannot open the folder {printable(str(self.root))}: {exc.strerror or exc}"
+            ) from exc
+        folders = [e.name for e in entries if e.is_dir()]
+        has_splits = bool(folders) and all(name.lower() in SPLITS for name in folders)
+        root_id = _identity(os.stat(self.root))
+        yield from self._walk(entries, "", (root_id,), _Place(has_splits), left_out)
+        if left_out:
+            kinds = ", ".join(f"{n} {suffix}" for suffix, n in left_out.most_common(5))
+            self.notes.append(
+                f"left out {sum(left_out.values())} files whose suffix is not an image's: {kinds}"
+            )
+
+    def _walk(
+        self,
+        entries: list[os.DirEntry[str]],
+        prefix: str,
+        above: tuple[tuple[int, int], ...],
+        place: _Place,
+        left_out: Counter[str],
+    ) -> Iterator[ImageRef]:
+        for entry in entries:
+            path = prefix + entry.name
+            if entry.is_dir():
+                yield from self._enter(entry, path, above, place.below(entry.name), left_out)
+            elif (suffix := os.path.splitext(entry.name)[1].lower()) in IMAGE_SUFFIXES:
+                yield _listed(entry, path, place)
+            else:
+                left_out[suffix or "without suffix"] += 1
+
+    def _enter(
+        self,
+        folder: os.DirEntry[str],
+        path: str,
+        above: tuple[tuple[int, int], ...],
+        place: _Place,
+        left_out: Counter[str],
+    ) -> Iterator[ImageRef]:
+        try:
+            identity = _identity(folder.stat())
+            if identity in above:
+                self.notes.append(
+                    f"did not follow {printable(path)}: it links back to a folder above"
+                )
+                return
+            entries = _sorted_entries(folder.path)
+        except OSError as exc:
+            problem = f"the folder cannot be opened: {exc.strerror or exc}"
+            yield ImageRef(path, label=place.label, split=place.split, problem=problem)
+            return
+        yield from self._walk(entries, path + "/", (*above, identity), place, left_out)
+
+
+class _Place:
+    """What the folders above an image say of it."""
+
+    __slots__ = ("awaits_split", "label", "split")
+
+    def __init__(
+        self, awaits_split: bool, split: str | None = None, label: str | None = None
+    ) -> None:
+        self.awaits_split, self.split, self.label = awaits_split, split, label
+
+    def below(self, name: str) -> _Place:
+        if self.awaits_split:
+            return _Place(False, SPLITS[name.lower()])
+        return self if self.label is not None else _Place(False, self.split, name)
+
+
+def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            (e for e in entries if e.name[0] != "." and e.name.lower() not in _NOT_OURS),
+            key=lambda e: e.name,
+        )
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+def _listed(entry: os.DirEntry[str], path: str, place: _Place) -> ImageRef:
+    try:
+        stat = entry.stat()
+    except OSError as exc:
+        problem = exc.strerror or str(exc)
+        if entry.is_symlink():
+            problem = f"the link leads nowhere ({problem})"
+        return ImageRef(path, label=place.label, split=place.split, problem=problem)
+    return ImageRef(path, stat.st_size, stat.st_mtime_ns, place.label, place.split)

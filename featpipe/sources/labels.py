@@ -1,0 +1,102 @@
+"""Labels from a table beside the images: what ``--labels`` names."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from featpipe._files import printable
+from featpipe.errors import SourceError
+from featpipe.sources.base import Source
+from featpipe.sources.table import TABLE_SUFFIXES, TableSource
+from featpipe.types import ImageRef
+
+
+class LabelledSource(Source):
+    """A source whose labels, splits and groups come from a table where that has them.
+
+    A row of the table belongs to the image of the same path (as the source lists it, or in
+    full), or else to the only image of the same file name.
+
+    Raises
+    ------
+    SourceError
+        When the table cannot be read, or no row of it belongs to any image.
+    """
+
+    def __init__(self, source: Source, table: Path) -> None:
+        super().__init__()
+        if not table.is_file():
+            raise SourceError(f"there is no table at {printable(str(table))}: check --labels")
+        if not str(table).lower().endswith(TABLE_SUFFIXES):
+            raise SourceError(
+                f"the label table {printable(str(table))} must end in {', '.join(TABLE_SUFFIXES)}"
+            )
+        self.name, self.location = source.name, source.location
+        self._source, self._table = source, table
+        self._by_path = _rows(table)
+        self._by_name = _unique_names(self._by_path)
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        self.notes.clear()
+        found: set[str] = set()
+        without = 0
+        for ref in self._source:
+            row = self._row(ref)
+            if row is None:
+                without += 1
+                yield ref
+                continue
+            found.add(row.path)
+            yield _labelled(ref, row)
+        self._tell(len(found), without)
+
+    def read(self, ref: ImageRef) -> bytes:
+        """Return the bytes of one image, from the source itself."""
+        return self._source.read(ref)
+
+    def _row(self, ref: ImageRef) -> ImageRef | None:
+        full = f"{self.location}/{ref.path}"
+        return (
+            self._by_path.get(ref.path)
+            or self._by_path.get(full)
+            or self._by_name.get(ref.path.rpartition("/")[2])
+        )
+
+    def _tell(self, found: int, without: int) -> None:
+        self.notes.extend(self._source.notes)
+        shown = printable(str(self._table))
+        if not found:
+            raise SourceError(
+                f"no row of the label table {shown} names an image of {printable(self.location)}: "
+                "its paths must be relative to the source"
+            )
+        if without:
+            self.notes.append(
+                f"{without} images have no row in {shown}; they keep what the source says"
+            )
+        if found < len(self._by_path):
+            self.notes.append(f"{len(self._by_path) - found} rows of {shown} name no image here")
+
+
+def _rows(table: Path) -> dict[str, ImageRef]:
+    return {os.path.normpath(ref.path).replace(os.sep, "/"): ref for ref in TableSource(table)}
+
+
+def _unique_names(rows: dict[str, ImageRef]) -> dict[str, ImageRef]:
+    """Return the rows by file name, without the names that several rows share."""
+    counts = Counter(path.rpartition("/")[2] for path in rows)
+    return {name: ref for path, ref in rows.items() if counts[name := path.rpartition("/")[2]] == 1}
+
+
+def _labelled(ref: ImageRef, row: ImageRef) -> ImageRef:
+    return replace(
+        ref,
+        label=row.label if row.label is not None else ref.label,
+        split=row.split if row.split is not None else ref.split,
+        group=row.group if row.group is not None else ref.group,
+        labels={**ref.labels, **row.labels},
+    )

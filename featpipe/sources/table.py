@@ -1,0 +1,175 @@
+"""A table of images: CSV, TSV or Parquet with a path column and whatever is known of them."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from featpipe._files import file_key, printable
+from featpipe.errors import SourceError
+from featpipe.sources.base import LocalSource
+from featpipe.sources.folder import SPLITS
+from featpipe.types import ImageRef
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
+
+
+class TableSource(LocalSource):
+    """The images that a table names, in its order.
+
+    Columns: ``path`` (or ``file_name``, ``filename``, ``file``, ``image``), relative to the
+    table's folder or absolute; ``label``; ``split`` (train, val, test and their usual other
+    names); ``group``. Every further column is kept as a label column of its own.
+
+    Raises
+    ------
+    SourceError
+        When the table cannot be read, has no path column, or gives one path two labels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.parent)
+        self.location = str(path.resolve())
+        self.name = path.stem
+        self._table = path
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        self.notes.clear()
+        seen: dict[str, str | None] = {}
+        repeated = 0
+        for number, row in enumerate(read_table(self._table), start=1):
+            ref = _as_ref(row, self._table, number)
+            if ref.path in seen:
+                _refuse_two_labels(self._table, ref, seen[ref.path])
+                repeated += 1
+                continue
+            seen[ref.path] = ref.label
+            yield self.locate(ref)
+        if repeated:
+            self.notes.append(f"{repeated} rows name a path that an earlier row has named")
+
+
+def read_table(path: Path) -> Iterator[dict[str, str | None]]:
+    """Yield the rows of a CSV, TSV or Parquet file as text; empty cells are None.
+
+    Raises
+    ------
+    SourceError
+        When the file cannot be read as what its suffix says.
+    """
+    shown = printable(str(path))
+    try:
+        if path.suffix.lower() in {".parquet", ".pq"}:
+            yield from _read_parquet(path)
+        else:
+            yield from _read_csv(path)
+    except OSError as exc:
+        raise SourceError(f"cannot read the table {shown}: {exc.strerror or exc}") from exc
+    except (csv.Error, ValueError) as exc:
+        raise SourceError(f"the table {shown} is damaged: {exc}") from exc
+
+
+def table_key(path: Path) -> str:
+    """Return a digest of the table's bytes, for whoever wants to know whether it changed."""
+    return file_key(path).hex()
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, str | None]]:
+    # Spreadsheets begin their CSV files with a byte-order mark; names may be no UTF-8 at all.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        header = file.readline()
+        delimiter = max(",;\t", key=header.count)
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        for cells in csv.reader(file, delimiter=delimiter):
+            if any(cell.strip() for cell in cells):
+                padded = cells + [""] * (len(names) - len(cells))
+                yield {
+                    name: cell.strip() or None for name, cell in zip(names, padded, strict=False)
+                }
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, str | None]]:
+    import pyarrow as pa  # noqa: PLC0415 - a CSV file needs none of it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    yield {name: _as_text(value) for name, value in row.items()}
+    except pa.ArrowException as exc:
+        raise ValueError(str(exc).splitlines()[0]) from exc
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    return str(value).strip() or None
+
+
+def path_column(names: Mapping[str, Any], table: Path) -> str:
+    """Return the name of the column that holds the paths.
+
+    Raises
+    ------
+    SourceError
+        When there is none; the message names the columns that there are.
+    """
+    lower = {name.lower(): name for name in names}
+    found = next((lower[name] for name in PATH_COLUMNS if name in lower), None)
+    if found is None:
+        columns = ", ".join(printable(name) for name in names) or "none"
+        raise SourceError(
+            f"the table {printable(str(table))} has no column 'path' (its columns: {columns}): "
+            "name the column that holds the image paths 'path'"
+        )
+    return found
+
+
+def _as_ref(row: dict[str, str | None], table: Path, number: int) -> ImageRef:
+    column = path_column(row, table)
+    path = row[column]
+    if path is None:
+        raise SourceError(f"row {number} of the table {printable(str(table))} names no path")
+    known = {name.lower(): value for name, value in row.items() if name != column}
+    further = {
+        name: value
+        for name, value in row.items()
+        if name != column and name.lower() not in {"label", "split", "group"}
+    }
+    return ImageRef(
+        path.replace(os.sep, "/"),
+        label=known.get("label"),
+        split=_split(known.get("split"), table, number),
+        group=known.get("group"),
+        labels=further,
+    )
+
+
+def _split(text: str | None, table: Path, number: int) -> str | None:
+    if text is None:
+        return None
+    split = SPLITS.get(text.lower())
+    if split is None:
+        raise SourceError(
+            f"row {number} of the table {printable(str(table))} has the split "
+            f"{printable(text)!r}: it can be train, val or test"
+        )
+    return split
+
+
+def _refuse_two_labels(table: Path, ref: ImageRef, former: str | None) -> None:
+    if ref.label != former:
+        raise SourceError(
+            f"the table {printable(str(table))} gives {printable(ref.path)} two labels, "
+            f"{printable(str(former))!r} and {printable(str(ref.label))!r}: keep one of the rows"
+        )

@@ -1,0 +1,27 @@
+"""Vectors on disk: immutable parts, one index, nothing that a crash can break."""
+
+from featpipe.store.index import Index, Outcome
+from featpipe.store.maintenance import (
+    collect_garbage,
+    disk_usage,
+    merge_stores,
+    verify_store,
+    write_parquet,
+)
+from featpipe.store.manifest import Manifest
+from featpipe.store.store import EmbeddingStore, newest_store
+from featpipe.store.writer import StoreWriter
+
+__all__ = [
+    "EmbeddingStore",
+    "Index",
+    "Manifest",
+    "Outcome",
+    "StoreWriter",
+    "collect_garbage",
+    "disk_usage",
+    "merge_stores",
+    "newest_store",
+    "verify_store",
+    "write_parquet",
+]

@@ -1,0 +1,140 @@
+"""``store.json``: what a store is, and which backbone its vectors come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featpipe import __version__
+from featpipe._files import printable, read_json, write_json
+from featpipe.errors import FingerprintError, StoreError
+
+FORMAT = 1
+KIND = "featpipe.store"
+FILE_NAME = "store.json"
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The record at the head of a store.
+
+    Attributes
+    ----------
+    backbone : mapping
+        The backbone's card; ``name``, ``fingerprint`` and ``dimension`` are always there.
+    dtype : str
+        ``float32`` or ``float16``: how the vectors are stored.
+    source : str
+        Where the images came from.
+    engines : tuple of mappings
+        Every provider, precision and set of library versions that has written here.
+    """
+
+    backbone: Mapping[str, Any]
+    dtype: str
+    source: str
+    engines: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the backbone."""
+        return str(self.backbone["fingerprint"])
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return int(self.backbone["dimension"])
+
+    @property
+    def name(self) -> str:
+        """Name of the backbone."""
+        return str(self.backbone["name"])
+
+    def with_engine(self, engine: Mapping[str, str]) -> Manifest:
+        """Add an engine, unless it has written here before."""
+        if dict(engine) in [dict(known) for known in self.engines]:
+            return self
+        return replace(self, engines=(*self.engines, dict(engine)))
+
+    def write(self, folder: Path) -> None:
+        """Write ``store.json`` atomically."""
+        write_json(
+            folder / FILE_NAME,
+            {
+                "kind": KIND,
+                "format": FORMAT,
+                "featpipe": __version__,
+                "dtype": self.dtype,
+                "source": self.source,
+                "engines": [dict(engine) for engine in self.engines],
+                "backbone": dict(self.backbone),
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read ``store.json``.
+
+        Raises
+        ------
+        StoreError
+            When it is missing, damaged, of another kind, or of a newer format.
+        """
+        path = folder / FILE_NAME
+        shown = printable(str(folder))
+        if not path.exists():
+            raise StoreError(
+                f"{shown} is not a store of featpipe: it has no {FILE_NAME}; "
+                "make one with: featpipe embed SOURCE"
+            )
+        value = read_json(path, StoreError)
+        if value.get("kind") != KIND:
+            raise StoreError(f"{shown} is not a store of featpipe: its {FILE_NAME} is another's")
+        _check_format(value.get("format"), shown)
+        backbone = value.get("backbone")
+        for field, sound in (
+            ("backbone", isinstance(backbone, dict)),
+            ("backbone.fingerprint", isinstance(_get(backbone, "fingerprint"), str)),
+            ("backbone.name", isinstance(_get(backbone, "name"), str)),
+            ("backbone.dimension", _is_positive(_get(backbone, "dimension"))),
+            ("dtype", value.get("dtype") in DTYPES),
+            ("source", isinstance(value.get("source"), str)),
+            ("engines", _is_list_of_objects(value.get("engines"))),
+        ):
+            if not sound:
+                raise StoreError(f"{printable(str(path))} is damaged: its field {field!r} is amiss")
+        return cls(value["backbone"], value["dtype"], value["source"], tuple(value["engines"]))
+
+    def require_backbone(self, card: Mapping[str, Any], shown: str) -> None:
+        """Raise `FingerprintError` unless the vectors here are ``card``'s."""
+        if self.fingerprint != card["fingerprint"]:
+            raise FingerprintError(
+                f"{shown} holds vectors of {printable(self.name)} ({self.fingerprint[:12]}), "
+                f"not of {printable(str(card['name']))} ({card['fingerprint'][:12]}): "
+                "give another store with -o"
+            )
+
+
+def _get(value: Any, field: str) -> Any:
+    return value.get(field) if isinstance(value, dict) else None
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _check_format(found: Any, shown: str) -> None:
+    if not _is_positive(found):
+        raise StoreError(f"{shown} is damaged: {FILE_NAME} names no format")
+    if found > FORMAT:
+        raise StoreError(
+            f"{shown} has format {found}, written by a newer featpipe; this one "
+            f"({__version__}) reads up to {FORMAT}: upgrade featpipe"
+        )

@@ -1,0 +1,221 @@
+"""Reading a store: vectors, labels and what is known of every image."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe._files import printable
+from featpipe.errors import LabelError, StoreError
+from featpipe.store import manifest, parts
+from featpipe.store.index import LABEL_PREFIX, Index
+from featpipe.store.manifest import Manifest
+from featpipe.types import Key
+
+
+class EmbeddingStore:
+    """The vectors of a set of images, and everything the source said of them.
+
+    Rows are the images that have a vector, in the order of the source; `failures` lists the
+    others. A store never changes under its reader: it sees the state at `open`.
+
+    Parameters
+    ----------
+    path : path
+        The store's folder.
+
+    Examples
+    --------
+    >>> store = EmbeddingStore.open("embeddings/photos-efficientnet_lite0")  # doctest: +SKIP
+    >>> store.X.shape, store.labels()[:2]                                    # doctest: +SKIP
+    ((398, 1280), array(['ants', 'ants'], dtype=object))
+    """
+
+    def __init__(self, path: str | os.PathLike[str], manifest_: Manifest, index: Index) -> None:
+        self.path = Path(path)
+        self.manifest = manifest_
+        self.index = index
+        self._has_vector = np.array([s == "ok" for s in index.values("status")], dtype=bool)
+        self._rows = index.where(self._has_vector)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> EmbeddingStore:
+        """Open a store for reading; never waits for a writer.
+
+        Raises
+        ------
+        StoreError
+            When there is no store, or it is damaged, or a newer featpipe wrote it.
+        """
+        folder = Path(path)
+        return cls(folder, Manifest.read(folder), Index.read(folder))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"EmbeddingStore({str(self.path)!r}: {len(self)} images, "
+            f"{self.manifest.name}, {self.dimension} dimensions)"
+        )
+
+    @cached_property
+    def X(self) -> NDArray[Any]:  # noqa: N802 - scikit-learn's name for it
+        """The vectors, (n, D), float32 or float16.
+
+        A read-only memory map where all lie in one part in order, else one array.
+
+        Raises
+        ------
+        StoreError
+            When a part is damaged; the message names the file.
+        """
+        try:
+            return self._gather(self._rows.integers("part"), self._rows.integers("row"))
+        except StoreError:
+            # `featpipe gc` may have moved the vectors since the index was read.
+            moved = Index.read(self.path).places_of(self.keys)
+            if moved is None:
+                raise
+            return self._gather(*moved)
+
+    def _gather(self, part: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[Any]:
+        numbers = np.unique(part)
+        if len(numbers) == 1:
+            vectors = self._map(int(numbers[0]), row)
+            if len(vectors) == len(row) and np.array_equal(row, np.arange(len(row))):
+                return vectors
+        gathered = np.empty((len(row), self.dimension), dtype=self.manifest.dtype)
+        for number in numbers:
+            at = np.flatnonzero(part == number)
+            gathered[at] = self._map(int(number), row[at])[row[at]]
+        return gathered
+
+    def _map(self, number: int, rows: NDArray[np.int64]) -> NDArray[Any]:
+        vectors = parts.map_vectors(self.path, number, self.shape)
+        if len(rows) and (rows.max() >= len(vectors) or rows.min() < 0):
+            path = parts.vectors_path(self.path, number)
+            raise StoreError(parts.damaged(path, "it has fewer rows than the index says"))
+        return vectors
+
+    @property
+    def shape(self) -> parts.PartShape:
+        """Dimension and dtype of every part."""
+        return parts.PartShape(self.dimension, self.manifest.dtype)
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.manifest.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the backbone that made the vectors."""
+        return self.manifest.fingerprint
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """Card of the backbone that made the vectors."""
+        return dict(self.manifest.backbone)
+
+    @property
+    def source(self) -> str:
+        """Where the images came from."""
+        return self.manifest.source
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Paths of the images, aligned with `X`."""
+        return self._rows.paths()
+
+    @cached_property
+    def keys(self) -> list[Key]:
+        """Content keys of the images, aligned with `X`; equal files have equal keys."""
+        return self._rows.values("key")
+
+    @property
+    def label_columns(self) -> list[str]:
+        """Names that `labels` takes: ``label`` where any image has one, then the others."""
+        main = ["label"] if any(v is not None for v in self._rows.values("label")) else []
+        return main + self._rows.label_columns
+
+    def labels(self, target: str | None = None) -> NDArray[np.object_]:
+        """Return the labels, aligned with `X`; None where an image has none.
+
+        Parameters
+        ----------
+        target : str, optional
+            A label column. Default: ``label``, or the only other one where no image has it.
+
+        Raises
+        ------
+        LabelError
+            When there is no such column; the message names those that there are.
+        """
+        known = self.label_columns
+        if target is None:
+            target = known[0] if len(known) == 1 else "label"
+        if target == "label":
+            return _objects(self._rows.values("label"))
+        if target not in known:
+            names = ", ".join(printable(name) for name in known) or "none"
+            raise LabelError(
+                f"{printable(str(self.path))} has no label column {printable(target)!r}: "
+                f"it has {names}"
+            )
+        return _objects(self._rows.values(LABEL_PREFIX + target))
+
+    @cached_property
+    def splits(self) -> NDArray[np.object_]:
+        """``train``, ``val``, ``test`` or None for every image, aligned with `X`."""
+        return _objects(self._rows.values("split"))
+
+    @cached_property
+    def groups(self) -> NDArray[np.object_] | None:
+        """Group of every image (None where it has none), or None where no image has one."""
+        values = self._rows.values("group")
+        return _objects(values) if any(v is not None for v in values) else None
+
+    @cached_property
+    def failures(self) -> list[tuple[str, str, str]]:
+        """(path, status, reason) of every image without a vector."""
+        failed = self.index.where(~self._has_vector)
+        return list(
+            zip(failed.paths(), failed.values("status"), failed.values("reason"), strict=True)
+        )
+
+
+def newest_store(folder: str | os.PathLike[str] = "embeddings") -> EmbeddingStore:
+    """Open the store in ``folder`` that was written last.
+
+    Raises
+    ------
+    StoreError
+        When there is none.
+    """
+    found = [
+        (path.stat().st_mtime_ns, path.parent)
+        for path in Path(folder).glob(f"*/{manifest.FILE_NAME}")
+        if (path.parent / "index.parquet").exists()
+    ]
+    if not found:
+        raise StoreError(
+            f"there is no store under {printable(str(folder))}/: make one with "
+            "`featpipe embed SOURCE`, or name the store"
+        )
+    return EmbeddingStore.open(max(found, key=_last_written)[1])
+
+
+def _last_written(found: tuple[int, Path]) -> tuple[int, str]:
+    return max(found[0], (found[1] / "index.parquet").stat().st_mtime_ns), found[1].name
+
+
+def _objects(values: list[Any]) -> NDArray[np.object_]:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array

@@ -1,0 +1,196 @@
+"""Writing a store: one writer at a time, parts that never change, an index replaced whole.
+
+The order of every write is the crash rule: vectors before keys, parts before the index that
+refers to them, a new index before old parts go. So a process may die anywhere, and the next
+one finds a store that is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe._files import lock, make_folder, printable
+from featpipe.errors import StoreError
+from featpipe.store import parts
+from featpipe.store.index import Index
+from featpipe.store.manifest import FILE_NAME, Manifest
+from featpipe.types import Key
+
+_FIRST_PART_ROWS, _PART_ROWS = 128, 2048
+
+
+class StoreWriter:
+    """Adds vectors to a store; use `StoreWriter.opened`, which holds the lock.
+
+    Attributes
+    ----------
+    places : dict
+        Part and row of every key that the store holds, on disk or about to be.
+    previous : Index
+        The index as it was found.
+    notes : list of str
+        What was found amiss and mended.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self.shape = parts.PartShape(manifest.dimension, manifest.dtype)
+        self.places: dict[Key, tuple[int, int]] = {}
+        self.notes: list[str] = []
+        self._sweep()
+        numbers = parts.list_parts(path)
+        for number in numbers:
+            self._load(number)
+        self._next = max(numbers, default=-1) + 1
+        self._rows = min(_FIRST_PART_ROWS << len(numbers), _PART_ROWS)
+        self._keys: list[Key] = []
+        self._vectors: list[NDArray[Any]] = []
+        self.previous = self._read_index()
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, path: Path, manifest: Manifest, *, timeout: float = 0.0
+    ) -> Iterator[StoreWriter]:
+        """Lock a store, make it if it is not there, and yield its writer.
+
+        What has been appended is on disk when the block ends, however it ends; the index is
+        written by `commit` alone.
+
+        Raises
+        ------
+        LockedError
+            When another process writes there.
+        StoreError, FingerprintError
+            When what is there is damaged, or made by another backbone.
+        WriteError
+            When the operating system refuses to write.
+        """
+        make_folder(path)
+        with lock(path / ".lock", what=f"the store {path}", timeout=timeout):
+            writer = cls(path, _settle(path, manifest))
+            try:
+                yield writer
+            except BaseException:
+                # The images so far are worth keeping; a second error would hide the first.
+                with contextlib.suppress(Exception):
+                    writer.flush()
+                raise
+            writer.flush()
+
+    def append(self, keys: list[Key], vectors: NDArray[np.float32]) -> None:
+        """Add vectors, (n, D) float32; a key that is there already is left out.
+
+        They reach the disk in parts of 128, 256 … 2,048 rows: early in a run little is at
+        risk, later there are few files.
+        """
+        new = [i for i, key in enumerate(keys) if key not in self.places]
+        for i in new:
+            self.places[keys[i]] = (self._next, len(self._keys))
+            self._keys.append(keys[i])
+            self._vectors.append(vectors[i])
+            if len(self._keys) == self._rows:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what has been appended as a part."""
+        if not self._keys:
+            return
+        parts.write_part(self.path, self._next, self.shape, self._keys, self._stacked())
+        self._next += 1
+        self._rows = min(self._rows * 2, _PART_ROWS)
+        self._keys, self._vectors = [], []
+
+    def _stacked(self) -> NDArray[Any]:
+        # A value beyond float16 becomes infinite here; `fit` names the image when it meets it.
+        with np.errstate(over="ignore"):
+            return np.stack(self._vectors).astype(self.shape.dtype, copy=False)
+
+    def commit(self, index: Index) -> None:
+        """Make ``index`` the store's, after everything that it refers to is on disk."""
+        self.flush()
+        if index != self.previous or not (self.path / "index.parquet").exists():
+            index.write(self.path)
+            self.previous = index
+
+    def drop_part(self, number: int) -> None:
+        """Delete a part that no index refers to any more: keys first, as they make it count."""
+        parts.keys_path(self.path, number).unlink(missing_ok=True)
+        parts.vectors_path(self.path, number).unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Delete what an interrupted process left: temporary files, vectors without keys."""
+        folder = self.path / parts.FOLDER
+        for path in (*self.path.glob(".*.tmp"), *folder.glob(".*.tmp")):
+            path.unlink(missing_ok=True)
+        for path in folder.glob("*.npy"):
+            if not path.with_suffix(".keys").exists():
+                path.unlink(missing_ok=True)
+
+    def _load(self, number: int) -> None:
+        try:
+            keys = parts.read_keys(self.path, number)
+        except StoreError:
+            keys = []
+        if not keys or not parts.is_whole(self.path, number, self.shape, len(keys)):
+            self._set_aside(number)
+            return
+        self.places.update((key, (number, row)) for row, key in enumerate(keys))
+
+    def _set_aside(self, number: int) -> None:
+        """Put a damaged part out of the way, without deleting what may still be of use."""
+        for path in (parts.keys_path(self.path, number), parts.vectors_path(self.path, number)):
+            if path.exists():
+                path.rename(path.with_name(path.name + ".damaged"))
+        shown = printable(str(parts.vectors_path(self.path, number)))
+        self.notes.append(f"{shown} was damaged and is set aside; its images are computed anew")
+
+    def _read_index(self) -> Index:
+        if not (self.path / "index.parquet").exists():
+            return Index.empty()
+        try:
+            return Index.read(self.path)
+        except StoreError:
+            shown = printable(str(self.path / "index.parquet"))
+            self.notes.append(f"{shown} was damaged and is made anew; its vectors are kept")
+            return Index.empty()
+
+
+def _settle(path: Path, wanted: Manifest) -> Manifest:
+    """Return the manifest of an existing store that fits ``wanted``, or write a new one."""
+    if not (path / FILE_NAME).exists():
+        strangers = [p.name for p in path.iterdir() if p.name != ".lock"]
+        if strangers and not _is_unborn(path):
+            raise StoreError(
+                f"{printable(str(path))} holds other things (such as {printable(strangers[0])}) "
+                "and is no store: give an empty or new folder with -o"
+            )
+        wanted.write(path)
+        return wanted
+    found = Manifest.read(path)
+    found.require_backbone(wanted.backbone, printable(str(path)))
+    if found.dtype != wanted.dtype:
+        raise StoreError(
+            f"{printable(str(path))} holds {found.dtype} vectors, not {wanted.dtype}: "
+            "leave --dtype out, or give another store with -o"
+        )
+    settled = found
+    for engine in wanted.engines:
+        settled = settled.with_engine(engine)
+    if wanted.source != settled.source:
+        settled = Manifest(settled.backbone, settled.dtype, wanted.source, settled.engines)
+    if settled != found:
+        settled.write(path)
+    return settled
+
+
+def _is_unborn(path: Path) -> bool:
+    """Tell whether a process died here before it had written the manifest."""
+    return all(p.name == ".lock" or p.name.endswith(".tmp") for p in path.iterdir())

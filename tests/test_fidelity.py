@@ -1,0 +1,55 @@
+"""Vectors of real photographs against Pillow's full decode and the source framework."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from featpipe import embed
+from featpipe.images.geometry import resized_size
+
+pytestmark = pytest.mark.export
+torch = pytest.importorskip("torch", reason="needs the `export` extra: torch is not installed")
+
+
+def reference_vectors(paths: list[Path]) -> np.ndarray:
+    """Embed by the book: Pillow, the whole image resized, centre crop, eager torch, float32."""
+    from featpipe.backbones.export import build_efficientnet_lite0, find_lite0_checkpoint
+
+    model = build_efficientnet_lite0(find_lite0_checkpoint().path)
+    vectors = []
+    with torch.inference_mode():
+        for start in range(0, len(paths), 32):
+            pixels = np.stack([_pixels(p) for p in paths[start : start + 32]]).astype(np.float32)
+            batch = torch.from_numpy((pixels - 127.0) / 128.0).permute(0, 3, 1, 2)
+            vectors.append(model.forward_features(batch).mean((2, 3)).numpy())
+    return np.concatenate(vectors)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    size = resized_size(*image.size, 256)
+    left, top = (round((side - 224) / 2.0) for side in size)
+    resized = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + 224, top + 224)))
+
+
+@pytest.mark.parametrize(("name", "count"), [("hymenoptera_data", 398), ("clothing_small", 872)])
+def test_vectors_are_those_of_the_source(
+    shared: Path, tmp_path: Path, name: str, count: int
+) -> None:
+    """Every photograph: cosine at least 0.999 to the source, 0.9999 on average."""
+    folder = shared / "datasets" / name
+    store = embed(folder, output=tmp_path / "store", device="cpu")
+    assert (len(store), store.failures) == (count, [])
+    expected = reference_vectors([folder / path for path in store.paths])
+    norms = np.linalg.norm(store.X, axis=1) * np.linalg.norm(expected, axis=1)
+    cosines = (store.X * expected).sum(axis=1) / norms
+    print(f"{name}: cosine mean {cosines.mean():.6f}, minimum {cosines.min():.6f}", file=sys.stderr)
+    assert cosines.min() >= 0.999
+    assert cosines.mean() >= 0.9999

@@ -182,11 +182,12 @@ def read_json(path: Path, error: Callable[[str], FeatpipeError]) -> dict[str, An
 
 
 @contextmanager
-def lock(path: Path, *, what: str, timeout: float = 0.0) -> Iterator[None]:
+def lock(path: Path, *, what: str, timeout: float = 0.0, remove: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` for the time of the block.
 
     The lock belongs to the open file, so it goes with its process, however that ends; the
-    empty file stays. ``what`` names the thing in the message.
+    empty file stays, unless ``remove`` asks for its end with the block's. ``what`` names the
+    thing in the message.
 
     Raises
     ------
@@ -194,23 +195,42 @@ def lock(path: Path, *, what: str, timeout: float = 0.0) -> Iterator[None]:
         When another process holds it for longer than ``timeout`` seconds.
     """
     make_folder(path.parent)
-    try:
-        file = path.open("a+b")
-    except OSError as exc:
-        raise write_error(path, exc) from exc
-    with file:
-        deadline = time.monotonic() + timeout
-        while not _try_lock(file):
-            if time.monotonic() >= deadline:
-                raise LockedError(
-                    f"{printable(what)} is being written by another process: "
-                    "wait until it has finished, or give another place with -o"
-                )
-            time.sleep(0.05)
+    with _locked_file(path, what, time.monotonic() + timeout) as file:
         try:
             yield
         finally:
+            if remove:
+                with suppress(OSError):  # Windows does not remove what is open
+                    path.unlink()
             _unlock(file)
+
+
+def _locked_file(path: Path, what: str, deadline: float) -> IO[bytes]:
+    while True:
+        try:
+            file = path.open("a+b")
+        except OSError as exc:
+            raise write_error(path, exc) from exc
+        locked = _try_lock(file)
+        if locked and _is_at(file, path):
+            return file
+        file.close()
+        if locked:
+            continue  # its former holder has removed it: the lock that counts is on a new file
+        if time.monotonic() >= deadline:
+            raise LockedError(
+                f"{printable(what)} is being written by another process: "
+                "wait until it has finished, or give another place with -o"
+            )
+        time.sleep(0.05)
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Tell whether ``path`` still is the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 if os.name == "nt":  # pragma: no cover - the tests run on Linux

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
@@ -56,7 +58,9 @@ def edited(
 def with_card(source: Path, target: Path, card: str | bytes) -> Path:
     """Write a copy of a backbone with another card."""
     text = card if isinstance(card, str) else card.decode("latin-1")
-    return edited(source, target, lambda m: helper.set_model_props(m, {CARD_KEY: text}), refit=False)
+    return edited(
+        source, target, lambda m: helper.set_model_props(m, {CARD_KEY: text}), refit=False
+    )
 
 
 def message(path: Path) -> str:
@@ -80,18 +84,24 @@ def test_a_card_survives_json() -> None:
     [
         (
             {"name": "../evil"},
-            "a backbone's name must be letters, digits, '.', '_', '+' and '-' (100 at most), "
-            "not '../evil'",
+            (
+                "a backbone's name must be letters, digits, '.', '_', '+' and '-' (100 at most), "
+                "not '../evil'"
+            ),
         ),
         (
             {"weights": " "},
-            "the card of backbone tiny lacks 'weights': state where the weights come from and "
-            "under which licence",
+            (
+                "the card of backbone tiny lacks 'weights': state where the weights come from and "
+                "under which licence"
+            ),
         ),
         (
             {"license": ""},
-            "the card of backbone tiny lacks 'license': state where the weights come from and "
-            "under which licence",
+            (
+                "the card of backbone tiny lacks 'license': state where the weights come from and "
+                "under which licence"
+            ),
         ),
         (
             {"dimension": 0},
@@ -103,8 +113,10 @@ def test_a_card_survives_json() -> None:
         ),
         (
             {"std": (1.0, 0.0, 1.0)},
-            "the card of backbone tiny has a mean or std that cannot normalise anything: three "
-            "finite numbers each, std above 0",
+            (
+                "the card of backbone tiny has a mean or std that cannot normalise anything: three "
+                "finite numbers each, std above 0"
+            ),
         ),
         (
             {"fingerprint": "ABC"},
@@ -414,8 +426,10 @@ NEEDS_OUTPUT = "an output 'embedding', float32, (N, 27) with N dynamic is needed
             lambda m: m.graph.output.append(
                 helper.make_tensor_value_info("feature_map", TensorProto.FLOAT, ["batch", 3])
             ),
-            "an output 'feature_map' must be float32, (N, C, h, w), it has 'feature_map', float32, "
-            "(batch, 3)",
+            (
+                "an output 'feature_map' must be float32, (N, C, h, w), it has 'feature_map', "
+                "float32, (batch, 3)"
+            ),
         ),
     ],
 )
@@ -495,7 +509,7 @@ def test_an_environment_variable_adds_folders_in_front(
     shutil.copy(tiny_backbone, second / "tiny.onnx")
     monkeypatch.setenv("FEATPIPE_MODELS", os.pathsep.join([str(first), str(second)]))
     assert find_backbone("tiny") == second / "tiny.onnx"
-    assert list(list_backbones()) == ["efficientnet_lite0", "tiny"]
+    assert list(list_backbones()) == ["efficientnet_lite0", "raw_pixels", "tiny"]
 
 
 def test_the_user_folder_is_searched(tiny_backbone: Path) -> None:
@@ -526,7 +540,7 @@ def test_a_name_far_from_all_brings_the_list() -> None:
     with pytest.raises(BackboneError) as error:
         find_backbone("zzz\n")
     assert str(error.value) == (
-        "there is no backbone 'zzz\\n': there are: efficientnet_lite0. "
+        "there is no backbone 'zzz\\n': there are: efficientnet_lite0, raw_pixels. "
         "The path of an .onnx file that featpipe has exported may be given, too"
     )
 
@@ -537,7 +551,7 @@ def test_a_path_that_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
         find_backbone(tmp_path / "weights.pth")
     assert str(error.value) == (
         f"{tmp_path / 'weights.pth'} is neither the name of a backbone nor an .onnx file: "
-        "give one of efficientnet_lite0, or the path of an .onnx file"
+        "give one of efficientnet_lite0, raw_pixels, or the path of an .onnx file"
     )
     with pytest.raises(BackboneError) as error:
         find_backbone("models/none.onnx")
@@ -552,3 +566,13 @@ def test_the_library_names_what_it_loads() -> None:
         "<Backbone efficientnet_lite0: 224 pixels to 1280 numbers, fingerprint "
         f"{backbone.fingerprint}>"
     )
+
+
+def test_raw_pixels_are_a_backbone_too() -> None:
+    """The baseline gives the pixels, scaled to 0 … 1, row by row; its tool writes it again."""
+    backbone = load_backbone("raw_pixels")
+    images = np.arange(2 * 32 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(2, 32, 32, 3)
+    vectors = backbone.open_session("cpu").run(images)
+    assert (vectors == images.reshape(2, -1) / np.float32(255)).all()
+    tool = Path(__file__).parent.parent / "tools" / "make_raw_pixels.py"
+    assert runpy.run_path(str(tool))["build"]() == backbone.path.read_bytes()

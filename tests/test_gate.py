@@ -49,18 +49,25 @@ def test_compare_returns_the_worst_row() -> None:
     a = np.ones((3, 2, 2), np.float32)
     b = a.copy()
     b[1, 0, 0] = 0
-    assert compare(a, b) == pytest.approx(3 / np.sqrt(12))
+    assert compare(a, b) == pytest.approx(6 / 7)
     assert compare(a, a) == 1.0
     assert compare(a[:0], b[:0]) == 1.0
 
 
 def test_compare_trusts_no_broken_numbers() -> None:
-    """NaN, infinity and a vector of zeros beside another count as -1; equal zeros are equal."""
+    """NaN and infinity count as -1, zeros beside another vector as 0; equal zeros are equal."""
     ones, zeros = np.ones((1, 2), np.float32), np.zeros((1, 2), np.float32)
     for bad in (np.nan, np.inf):
         assert compare(ones, np.array([[1, bad]], np.float32)) == -1.0
-    assert compare(ones, zeros) == -1.0
+    assert compare(ones, zeros) == 0.0
     assert compare(zeros, zeros) == 1.0
+
+
+def test_compare_sees_a_wrong_scale() -> None:
+    """Parallel vectors of another length do not pass: a head would notice."""
+    ones = np.ones((1, 4), np.float32)
+    assert compare(ones, 2 * ones) == pytest.approx(0.8)
+    assert compare(ones, 1.001 * ones) > 0.999999 - 1e-6
 
 
 def test_compare_refuses_other_shapes() -> None:

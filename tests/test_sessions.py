@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +42,7 @@ NO_DRIVER = (
     "no NVIDIA driver is found on this machine: install the driver of the GPU, or in a container "
     "pass the GPU on (docker run --gpus all)"
 )
-MEND = (
-    "run pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
-)
+MEND = "run pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
 
 
 def pattern(n: int) -> Pixels:
@@ -74,8 +73,11 @@ def test_the_built_in_vectors_are_pinned(builtin: session.Session) -> None:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(PINNED_LENGTHS, rel=1e-4)
 
 
-PINNED = [[0.0] * 6] * 2
-PINNED_LENGTHS = [0.0, 0.0]
+PINNED = [
+    [0.0, 0.0, 0.0, 0.03871, 0.10651, 0.0],
+    [0.00443, 0.0, 0.0, 0.00706, 0.05454, 0.0],
+]
+PINNED_LENGTHS = [16.4980, 16.4272]
 
 
 def test_the_feature_map_averages_to_the_embedding(builtin: session.Session) -> None:
@@ -115,9 +117,9 @@ def test_other_pixels_are_a_mistake_of_the_caller(
     tiny: Backbone, images: NDArray[Any], said: str
 ) -> None:
     """Wrong dtype or shape raises ValueError with both."""
-    with pytest.raises(ValueError) as error:
+    whole = re.escape(f"images must be uint8 (N, 32, 32, 3), not {said}")
+    with pytest.raises(ValueError, match=f"^{whole}$"):
         tiny.open_session("cpu").run(images)
-    assert str(error.value) == f"images must be uint8 (N, 32, 32, 3), not {said}"
 
 
 def test_a_backbone_without_maps_says_so(tiny: Backbone) -> None:
@@ -145,18 +147,24 @@ class Failing:
     [
         (
             "Failed to allocate memory for requested buffer\nof size 5",
-            "cpu has not enough memory for 2 images at once: give a smaller --batch-size (Failed "
-            "to allocate memory for requested buffer)",
+            (
+                "cpu has not enough memory for 2 images at once: give a smaller --batch-size "
+                "(Failed to allocate memory for requested buffer)"
+            ),
         ),
         (
             "CUDA failure 700",
-            "cpu failed while it embedded 2 images: CUDA failure 700; run featpipe doctor, or the "
-            "same command with --device cpu",
+            (
+                "cpu failed while it embedded 2 images: CUDA failure 700; run featpipe doctor, or "
+                "the same command with --device cpu"
+            ),
         ),
         (
             "",
-            "cpu failed while it embedded 2 images: RuntimeError; run featpipe doctor, or the "
-            "same command with --device cpu",
+            (
+                "cpu failed while it embedded 2 images: RuntimeError; run featpipe doctor, or "
+                "the same command with --device cpu"
+            ),
         ),
     ],
 )
@@ -285,7 +293,7 @@ def test_auto_without_a_gpu_is_the_cpu_and_says_why(tiny: Backbone) -> None:
         assert opened.why == (
             "running on cpu, fp32 (no CUDA: no NVIDIA driver is found on this machine)"
         )
-    with pytest.raises(DeviceError, match="^CUDA cannot be used: "):
+    with pytest.raises(DeviceError, match=r"^CUDA cannot be used: "):
         tiny.open_session("auto", "fp16")
 
 
@@ -303,8 +311,10 @@ def test_auto_without_a_gpu_is_the_cpu_and_says_why(tiny: Backbone) -> None:
         ),
         (
             {"built_for": None, "wheels": ("onnxruntime", "onnxruntime-gpu")},
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other, and the "
-            f"one without CUDA has won: {MEND}",
+            (
+                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other, and "
+                f"the one without CUDA has won: {MEND}"
+            ),
         ),
         (
             {"built_for": None, "system": "Darwin arm64"},
@@ -313,14 +323,18 @@ def test_auto_without_a_gpu_is_the_cpu_and_says_why(tiny: Backbone) -> None:
         ({"driver": False, "devices": None, "missing": None, "cudnn": None}, NO_DRIVER),
         (
             {"devices": 0},
-            "the NVIDIA driver shows no GPU to this process: check nvidia-smi and the "
-            "environment variable CUDA_VISIBLE_DEVICES",
+            (
+                "the NVIDIA driver shows no GPU to this process: check nvidia-smi and the "
+                "environment variable CUDA_VISIBLE_DEVICES"
+            ),
         ),
         ({"devices": 1}, "there is no GPU with number 1: this process sees 1 GPU, which is cuda:0"),
         (
             {"missing": ("the CUDA runtime", "cuBLAS")},
-            "the CUDA runtime and cuBLAS for CUDA 13 cannot be loaded: "
-            "run pip install 'featpipe[cuda]'",
+            (
+                "the CUDA runtime and cuBLAS for CUDA 13 cannot be loaded: "
+                "run pip install 'featpipe[cuda]'"
+            ),
         ),
         ({"cudnn": False}, "cuDNN 9 cannot be loaded: run pip install 'featpipe[cuda]'"),
     ],
@@ -471,7 +485,7 @@ def test_cuda_in_half_precision_runs_a_converted_model(
 def test_a_gpu_that_disagrees_is_refused(
     tiny: Backbone, fake_cuda: list[FakeCuda], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other vectors than the CPU's: asked for by name it fails, `auto` takes the CPU and says so."""
+    """Other vectors than the CPU's: by name it fails, `auto` takes the CPU and says so."""
     flip = np.where(np.arange(27) % 2, 1, -1).astype(np.float32)
     init = FakeCuda.__init__
     monkeypatch.setattr(FakeCuda, "__init__", lambda self, data: init(self, data, flip))
@@ -480,6 +494,27 @@ def test_a_gpu_that_disagrees_is_refused(
     opened = tiny.open_session("auto")
     assert opened.provider == "cpu"
     assert "gives other vectors than the CPU (cosine" in opened.why
+
+
+def test_a_gpu_without_room_for_the_backbone_is_a_matter_of_the_device(
+    tiny: Backbone, fake_driver: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file runs on the CPU, so what fails on the GPU is not the file's fault."""
+    real = onnxruntime.InferenceSession
+
+    def full(data: bytes, options: Any, providers: list[Any]) -> Any:
+        if providers != ["CPUExecutionProvider"]:
+            raise RuntimeError("CUDA failure 2: out of memory\nmore")
+        return real(data, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    with pytest.raises(DeviceError) as error:
+        tiny.open_session("cuda")
+    assert str(error.value) == (
+        "CUDA cannot be used: cuda:0 does not start the backbone (CUDA failure 2: out of memory): "
+        "free memory of the GPU, or use --device cpu"
+    )
+    assert tiny.open_session("auto").provider == "cpu"
 
 
 def test_half_precision_of_the_built_in_backbone_is_close(builtin: session.Session) -> None:
@@ -508,7 +543,10 @@ def test_a_session_leaves_nothing_in_a_fresh_home(tmp_path: Path) -> None:
     home.mkdir()
     root = Path(__file__).parent.parent
     subprocess.run(
-        [sys.executable, "-B", "-c", code], env={**environment, "HOME": str(home)}, check=True, cwd=root
+        [sys.executable, "-B", "-c", code],
+        env={**environment, "HOME": str(home)},
+        check=True,
+        cwd=root,
     )
     assert list(home.iterdir()) == []
 
@@ -524,6 +562,23 @@ def test_looking_at_a_backbone_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root
     )
     assert done.stdout == "[]\n"
+
+
+def test_the_built_in_backbone_pads_as_tensorflow_does() -> None:
+    """At stride 2 one pixel more is padded below and on the right: a symmetric port is worse."""
+    model = onnx.load_model_from_string(load_backbone().path.read_bytes())
+    strided = []
+    for node in model.graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if attributes.get("strides") == [2, 2]:
+            strided.append((attributes["kernel_shape"][0], attributes["pads"]))
+    assert strided == [
+        (3, [0, 0, 1, 1]),
+        (3, [0, 0, 1, 1]),
+        (5, [1, 1, 2, 2]),
+        (3, [0, 0, 1, 1]),
+        (5, [1, 1, 2, 2]),
+    ]
 
 
 def test_the_built_in_file_tells_nothing_of_the_machine_that_made_it() -> None:

@@ -19,6 +19,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+# featpipe need not be installed, only what its export needs.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from featpipe._files import write_json
 from featpipe.backbones.export import export_efficientnet_lite0
 

@@ -183,7 +183,9 @@ def draw_crops(seed: int = SEED) -> list[Crop]:
     return crops
 
 
-def _draw(random: np.random.Generator, surface: Surface, windows: tuple[Box, ...], path: str) -> Crop:
+def _draw(
+    random: np.random.Generator, surface: Surface, windows: tuple[Box, ...], path: str
+) -> Crop:
     left, top, right, bottom = windows[int(random.integers(len(windows)))]
     largest = min(surface.sizes[1], right - left, bottom - top)
     size = int(random.integers(surface.sizes[0], largest + 1))
@@ -274,14 +276,13 @@ def licenses() -> bytes:
         "",
         "Grey crops of eight photographs in the data folder of scikit-image 0.26.0, whose",
         "`skimage/data/_fetchers.py` documents the origin and the licence given here. The crops",
-        "are dedicated to the public domain like them (CC0). `crops.csv` in the archive has the",
-        "place of every crop in its photograph.",
+        "are free for any use, as the photographs are. `crops.csv` in the archive has the place",
+        "of every crop in its photograph.",
         "",
         "| class | file | shows | origin | licence |",
         "|---|---|---|---|---|",
     ]
-    for s in SURFACES:
-        lines.append(f"| {s.name} | {s.file} | {s.shows} | {s.origin} | {s.licence} |")
+    lines += [f"| {s.name} | {s.file} | {s.shows} | {s.origin} | {s.licence} |" for s in SURFACES]
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -177,7 +177,8 @@ def preload_libraries() -> None:
             onnxruntime.preload_dlls()
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Tell whether a distribution of that name is installed."""
     try:
         importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:

@@ -225,7 +225,14 @@ def export_module(features: nn.Module, card: BackboneCard, path: Path) -> Backbo
     folded = fold_batch_norms(source, example)
     with torch.no_grad():
         names = [EMBEDDING, FEATURE_MAP] if isinstance(source(example), tuple) else [EMBEDDING]
-    model = _clean(_to_onnx(folded, example, names))
+    try:
+        model = _clean(_to_onnx(folded, example, names))
+    except Exception as exc:
+        # The exporter has its own exceptions for every stage, none of them with a stable name.
+        first = printable(str(exc).strip().splitlines()[0][:300]) if str(exc).strip() else ""
+        raise BackboneError(
+            f"torch cannot export {card.name}: {first or type(exc).__name__}: nothing was written"
+        ) from exc
     card = replace(card, exporter={p: importlib.metadata.version(p) for p in _EXPORTERS})
     card = with_fingerprint(card, model.SerializeToString(deterministic=True))
     entry = model.metadata_props.add()

@@ -76,18 +76,21 @@ def _shape(
 
 
 def compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Return the smallest cosine between rows of two arrays of one shape.
+    """Return the smallest cosine between rows of two arrays of one shape, length included.
 
-    More than two dimensions are flattened to rows. Anything that is not finite, and a zero
-    row beside one that is not, counts as -1.
+    For each row a and b, 2ab / (aa + bb): the cosine where both are equally long, and less
+    where they are not, so that a wrong scale does not pass. More than two dimensions are
+    flattened to rows. Anything that is not finite counts as -1.
 
     Raises
     ------
     ValueError
         When the shapes differ.
 
-    >>> round(compare(np.ones((1, 2), np.float32), np.array([[1, 0]], np.float32)), 4)
-    0.7071
+    >>> compare(np.array([[3, 4]], np.float32), np.array([[4, 3]], np.float32))
+    0.96
+    >>> compare(np.array([[3, 4]], np.float32), np.array([[6, 8]], np.float32))
+    0.8
     """
     if expected.shape != found.shape:
         raise ValueError(f"shapes differ: {expected.shape} and {found.shape}")
@@ -97,10 +100,10 @@ def compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     b = found.reshape(len(found), -1).astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return -1.0
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    equal = (a == b).all(axis=1)
-    cosines = np.where(lengths > 0, (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1), -1.0)
-    return float(np.where(equal, 1.0, cosines).min())
+    scale = (a * a).sum(axis=1) + (b * b).sum(axis=1)
+    products = 2 * (a * b).sum(axis=1)
+    # Two rows of zeros are equal.
+    return float(np.where(scale > 0, products / np.where(scale > 0, scale, 1), 1.0).min())
 
 
 def verify(reference: Embed, candidate: Embed, size: int, *, batches: tuple[int, ...]) -> float:

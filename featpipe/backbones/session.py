@@ -194,7 +194,15 @@ def _open_cuda(file: BackboneFile, index: int, precision: str, because: str) -> 
     data = _half(file.data) if arithmetic == "fp16" else file.data
     # TF32 would round fp32 products to 10 bits without being asked.
     options = {"device_id": str(index), "use_tf32": "0"}
-    runner = _start(data, file, [(cuda.CUDA, options)])
+    # A file that nothing can run fails here; what fails after this is the device's fault.
+    reference = _open_cpu(file, "fp32", "to compare with")
+    try:
+        runner = _start(data, file, [(cuda.CUDA, options)])
+    except BackboneError as exc:
+        raise DeviceError(
+            f"CUDA cannot be used: cuda:{index} does not start the backbone "
+            f"({_first_line(exc.__cause__ or exc)}): free memory of the GPU, or use --device cpu"
+        ) from exc
     if runner.get_providers()[0] != cuda.CUDA:
         raise DeviceError(_UNEXPLAINED)
     name = cuda.gpu_name(index)
@@ -206,7 +214,7 @@ def _open_cuda(file: BackboneFile, index: int, precision: str, because: str) -> 
         {**_versions("cuda"), "gpu": name},
         f"running on cuda:{index} ({name}), {arithmetic} ({because})",
     )
-    verify_session(session, _open_cpu(file, "fp32", "to compare with"))
+    verify_session(session, reference)
     return session
 
 
@@ -280,6 +288,6 @@ def _failed_run(session: Session, n: int, error: Exception) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return printable(lines[0][:300]) if lines else type(error).__name__

@@ -6,8 +6,6 @@ costs no more than click itself.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,7 +15,7 @@ import click
 
 from featpipe import __version__
 from featpipe.commands._common import say
-from featpipe.errors import EXIT_INTERRUPTED, FeatpipeError
+from featpipe.errors import EXIT_INTERRUPTED, EXIT_PIPE, FeatpipeError
 
 _COMMANDS = {
     "demo": ("featpipe.commands.demo:demo", "See it work on a small set that comes along."),
@@ -85,11 +83,6 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         say("Interrupted. What was finished is kept; the same command goes on from there.")
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`); there is nobody left to tell.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as exc:
         if debug:
             raise
@@ -106,4 +99,7 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
+    except SystemExit:
+        # click leaves this way, and this way only, when whoever read our output has gone.
+        return EXIT_PIPE
     return result if isinstance(result, int) else 0

@@ -69,8 +69,7 @@ def _lines(report: Report) -> Iterator[str]:
 def _cuda_lines(facts: CudaFacts) -> Iterator[str]:
     built = "without CUDA" if facts.built_for is None else f"for CUDA {facts.built_for}"
     yield _row("onnxruntime", f"{', '.join(facts.wheels) or 'from elsewhere'}, built {built}")
-    seen = "" if facts.devices is None else f", {facts.devices} GPUs"
-    yield _row("driver", f"found{seen}" if facts.driver else "not found")
+    yield _row("driver", f"found, {_count(facts.devices)}" if facts.driver else "not found")
     if facts.missing is not None:
         lacking = f"not found: {', '.join(facts.missing)}" if facts.missing else "found"
         yield _row("libraries", lacking)
@@ -107,6 +106,10 @@ def _section(title: str) -> Iterator[str]:
 
 def _row(name: str, value: str) -> str:
     return f"  {name:<14} {value}"
+
+
+def _count(gpus: int | None) -> str:
+    return "1 GPU" if gpus == 1 else f"{gpus or 'no'} GPUs"
 
 
 def _gibibytes(size: int | None) -> str:

@@ -100,9 +100,8 @@ def summary(report: EmbedReport) -> str:
         parts[0] += f" ({report.computed / report.seconds:,.0f}/s)"
     if report.unchanged:
         parts.append(f"{report.unchanged} unchanged and not opened")
-    known = report.images - report.unchanged - report.computed - report.failed
-    if known > 0:
-        parts.append(f"{known} with known contents")
+    if report.known:
+        parts.append(f"{report.known} with known contents")
     if report.removed:
         parts.append(f"{report.removed} gone since the last run")
     if report.failed:

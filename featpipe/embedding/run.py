@@ -56,10 +56,10 @@ class EmbedReport:
     unchanged : int
         Of these, known by path, size and time of change: not opened.
     opened : int
-        Opened; ``computed`` of them went through the backbone, the others had contents that
-        the store held already, or failed.
-    computed, failed, removed : int
-        Vectors computed; images without a vector; rows of images that are gone.
+        Opened: ``computed`` of them went through the backbone, ``known`` had contents that the
+        store held already, the others failed.
+    failed, removed : int
+        Images without a vector, unchanged ones included; rows of images that are gone.
     seconds : float
         Of the whole run, after the backbone was loaded.
     device : str
@@ -73,6 +73,7 @@ class EmbedReport:
     unchanged: int
     opened: int
     computed: int
+    known: int
     failed: int
     removed: int
     seconds: float
@@ -97,6 +98,7 @@ class EmbedReport:
             "unchanged": self.unchanged,
             "opened": self.opened,
             "computed": self.computed,
+            "known": self.known,
             "failed": self.failed,
             "removed": self.removed,
             "seconds": round(self.seconds, 3),
@@ -215,6 +217,7 @@ def _refuse_other_source(path: Path, source: Source, *, explicit: bool) -> None:
 @dataclass(slots=True)
 class _Tally:
     computed: int = 0
+    known: int = 0
     failed: int = 0
     done: int = 0
     claimed: set[Key] = field(default_factory=set)
@@ -261,6 +264,7 @@ class _Run:
             unchanged=len(self._plan.refs) - len(missing),
             opened=len(missing),
             computed=self._tally.computed,
+            known=self._tally.known,
             failed=self._tally.failed,
             removed=len(self._plan.former) if self._options.prune else 0,
             seconds=time.monotonic() - start,
@@ -346,6 +350,7 @@ class _Run:
         for at, key, shape in waiting:
             if key in self._writer.places:
                 self._finish(at, key, shape)
+                self._tally.known += 1
             elif key in self._failures:
                 self._fail(at, key, self._failures[key])
 

@@ -40,7 +40,7 @@ def format_of(output: str, asked: str | None = None) -> Format:
     >>> format_of("night.parquet"), format_of("-")
     ('parquet', 'csv')
     """
-    known = {name: name for name in FORMATS}
+    known: dict[str, Format] = {name: name for name in FORMATS}
     if asked is not None and asked not in known:
         raise ValueError(f"there is no format {printable(asked)!r}: use csv, jsonl or parquet")
     chosen = known.get(asked or ("csv" if output == "-" else Path(output).suffix[1:].lower()))

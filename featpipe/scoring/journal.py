@@ -247,20 +247,29 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _parsed_row(line: bytes, end: int) -> _Row | None:
     value = _parsed(line)
-    if value is None or value.get("status") not in STATUSES:
+    if value is None:
         return None
     try:
         prediction = Prediction(
-            path=value["path"],
+            path=_as(str, value["path"]),
             status=value["status"],
-            reason=value["reason"],
-            label=value["label"],
-            probability=value["probability"],
-            top=tuple((label, probability) for label, probability in value["top"]),
+            reason=_as(str, value["reason"], or_none=True),
+            label=_as(str, value["label"], or_none=True),
+            probability=_as(float, value["probability"], or_none=True),
+            top=tuple((_as(str, label), _as(float, number)) for label, number in value["top"]),
         )
+        if prediction.status not in STATUSES:
+            return None
         return _Row(value["size"], value["mtime_ns"], prediction, end)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _as(kind: type, value: Any, *, or_none: bool = False) -> Any:
+    """Return ``value`` where it is of the kind that a row has there, or raise TypeError."""
+    if isinstance(value, kind) or (or_none and value is None):
+        return value
+    raise TypeError(kind.__name__)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -86,8 +86,7 @@ def _load(name: str, model: str | os.PathLike[str] | None) -> Backbone:
         return load_backbone(name)
     except BackboneError as exc:
         raise BackboneError(
-            f"the backbone of the head cannot be had by its name: {exc}. "
-            "Name its file with --model"
+            f"the backbone of the head cannot be had by its name: {exc}. Name its file with --model"
         ) from exc
 
 
@@ -110,7 +109,7 @@ def predict(
 
 def _rows(batch: EmbeddedBatch, classifier: Classifier, rule: Rule) -> Iterator[Prediction]:
     # A head gives a label to NaN, too: such vectors are sorted out before it sees them.
-    sound = np.isfinite(batch.vectors).all(axis=1)
+    sound = np.asarray(np.isfinite(batch.vectors).all(axis=1))
     probabilities = iter(classifier.predict_proba(batch.vectors[sound]) if sound.any() else ())
     for ref, failure, row in zip(batch.refs, batch.failures, batch.rows, strict=True):
         if failure is not None:

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from featpipe.types import Failure
 
-PredictionStatus: TypeAlias = Literal[
-    "ok", "uncertain", "undecodable", "unreadable", "unscorable"
-]
+PredictionStatus: TypeAlias = Literal["ok", "uncertain", "undecodable", "unreadable", "unscorable"]
 """``uncertain``: below the threshold. The last three are failures; ``unscorable`` means that
 the backbone gave a vector that is not finite."""
 

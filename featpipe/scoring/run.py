@@ -6,17 +6,19 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featpipe._files import printable
 from featpipe.backbones import Backbone
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, TooManyFailuresError
 from featpipe.heads import Head, load_head, newest_head
-from featpipe.scoring.output import Target, open_target
+from featpipe.scoring.formats import Format, format_of
+from featpipe.scoring.journal import Identity
+from featpipe.scoring.output import open_target
 from featpipe.scoring.predict import Batch, Rule, backbone_of, predict
 from featpipe.scoring.prediction import Prediction
 from featpipe.sources import Source, SourceLike, open_source
@@ -157,10 +159,10 @@ def score(
     372 images: 372 ok; 2.4 s (155/s) → new.csv
     """
     asked = ScoreOptions(**options)
+    name = None if output is None else os.fspath(output)
+    form = "jsonl" if name is None else format_of(name, format)
     run = _Run(_Setup.of(source, head, model, asked), asked, progress)
-    top_k = run.rule.top_k
-    with open_target(None if output is None else os.fspath(output), format, top_k) as target:
-        return run.into(target)
+    return run.into(name, form)
 
 
 def predictions(
@@ -182,7 +184,7 @@ def predictions(
     """
     asked = ScoreOptions(**options)
     run = _Run(_Setup.of(source, head, model, asked), asked, None)
-    return (row for batch in run.batches() for row in batch.rows)
+    return (row for batch in run.batches(run.listed()) for row in batch.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +212,9 @@ class _Setup:
 
 
 def _load(head: Head | str | os.PathLike[str] | None) -> Head:
-    if head is None:
-        return newest_head()
-    return head if isinstance(head, Head) else load_head(head)
+    if isinstance(head, Head):
+        return head
+    return load_head(newest_head() if head is None else head)
 
 
 class _Run:
@@ -223,34 +225,103 @@ class _Run:
     ) -> None:
         self._setup, self._options, self._progress = setup, options, progress
         classes = tuple(str(name) for name in setup.head.classes_)
-        self.rule = Rule(classes, min(options.top_k, len(classes)), options.threshold)
+        self._rule = Rule(classes, min(options.top_k, len(classes)), options.threshold)
         self._counts: Counter[str] = Counter()
         self._failures: list[Prediction] = []
 
-    def into(self, target: Target) -> ScoreSummary:
-        """Do all of it, and hand the rows to ``target`` batch by batch."""
+    def into(self, output: str | None, form: Format) -> ScoreSummary:
+        """Do all of it, and write the rows batch by batch."""
         begun = time.monotonic()
-        setup = self._setup
-        listed = target.begin(self._identity(), self._listed(), self._step)
-        self._counts = Counter(target.counts)
-        if target.resumed:
-            _log.info("%d rows taken over from an interrupted run", target.resumed)
-        self._check_failures()
-        for batch in self.batches(listed):
-            target.take(batch)
-        target.finish()
-        images = self._counts.total()
-        ok, uncertain = self._counts["ok"], self._counts["uncertain"]
+        setup, listed = self._setup, self.listed()
+        step = self._options.batch_size or setup.session.batch_size
+        with open_target(output, form, self._rule.top_k, self._identity()) as target:
+            rest = target.resume(listed, step)
+            self._counts.update(target.counts)
+            if resumed := self._counts.total():
+                _log.info("%d rows are taken over from an interrupted run", resumed)
+            with closing(self.batches(rest)) as batches:
+                for batch in batches:
+                    target.take(batch.refs, batch.rows)
+                    self._check_failures()
         return ScoreSummary(
             output=target.name,
-            images=images,
-            ok=ok,
-            uncertain=uncertain,
-            failed=images - ok - uncertain,
-            resumed=target.resumed,
+            images=self._counts.total(),
+            ok=self._counts["ok"],
+            uncertain=self._counts["uncertain"],
+            failed=self._failed,
+            resumed=resumed,
             seconds=time.monotonic() - begun,
             device=setup.session.why,
             failures=tuple(self._failures),
             predictions=tuple(target.predictions),
             notes=(*target.notes, *setup.source.notes),
         )
+
+    def listed(self) -> Iterator[ImageRef]:
+        """List the source; refuse an empty one before anything is written."""
+        refs = iter(self._setup.source)
+        first = next(refs, None)
+        if first is None:
+            raise SourceError(_nothing_found(self._setup.source))
+        return chain((first,), refs)
+
+    def batches(self, refs: Iterable[ImageRef]) -> Generator[Batch, None, None]:
+        """Score images in order, and count."""
+        setup, options = self._setup, self._options
+        for batch in predict(
+            setup.source,
+            refs,
+            setup.backbone,
+            setup.session,
+            setup.head,
+            self._rule,
+            batch_size=options.batch_size,
+            workers=options.workers,
+        ):
+            for row in batch.rows:
+                self._count(row)
+            if self._progress is not None:
+                done = self._counts.total()
+                self._progress(Progress(done, None, failed=self._failed, stage="scoring"))
+            yield batch
+
+    @property
+    def _failed(self) -> int:
+        return self._counts.total() - self._counts["ok"] - self._counts["uncertain"]
+
+    def _count(self, row: Prediction) -> None:
+        self._counts[row.status] += 1
+        if row.failed and len(self._failures) < _SHOWN_FAILURES:
+            self._failures.append(row)
+
+    def _check_failures(self) -> None:
+        """Stop after too many failures; called when the rows of a batch are safe."""
+        allowed = self._options.max_failures
+        if allowed is None or self._failed <= allowed:
+            return
+        last = self._failures[-1] if self._failures else None
+        where = "" if last is None else f", among them {printable(last.path)}: {last.reason}"
+        raise TooManyFailuresError(
+            f"stopped after {self._failed} failures, as no more than {allowed} are allowed{where}; "
+            "what was finished is kept"
+        )
+
+    def _identity(self) -> Identity:
+        setup, options = self._setup, self._options
+        return Identity(
+            head=setup.head.digest,
+            backbone=setup.backbone.fingerprint,
+            source=setup.source.location,
+            device=setup.session.provider,
+            precision=setup.session.precision,
+            top_k=self._rule.top_k,
+            threshold=options.threshold,
+        )
+
+
+def _nothing_found(source: Source) -> str:
+    detail = f" ({'; '.join(source.notes)})" if source.notes else ""
+    return (
+        f"there is no image in {printable(source.location)}{detail}: give a folder with images, "
+        "a table of paths, or an image file"
+    )

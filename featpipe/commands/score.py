@@ -1,0 +1,119 @@
+"""``featpipe score``: new images to labels and probabilities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featpipe.commands._common import debug_option, device_options, progress_display, say
+
+if TYPE_CHECKING:
+    from featpipe.scoring import ScoreSummary
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("source")
+@click.option(
+    "--head",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The head. [default: the newest under heads/]",
+)
+@click.option("--model", metavar="NAME|FILE.onnx", help="Backbone. [default: the head's own]")
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    show_default=True,
+    metavar="FILE|-",
+    help="A .csv, .jsonl or .parquet file; - is standard output, line by line.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "jsonl", "parquet"]),
+    help="Of the output. [default: what its suffix says; csv for -]",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="List the N most probable classes, too.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Below this probability the label stays empty, and the status is 'uncertain'.",
+)
+@device_options
+@debug_option
+def score(
+    source: str,
+    head: Path | None,
+    model: str | None,
+    output: str,
+    form: str | None,
+    top_k: int,
+    threshold: float | None,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    workers: int | None,
+) -> int:
+    """Classify the images of SOURCE, one row each.
+
+    SOURCE is a folder, an image, a CSV or Parquet table with a column 'path', or - for a
+    list of paths on standard input. An image that fails is a row that says why, and the
+    exit code is 3 then. An interrupted run goes on where it was when the same command is
+    given again.
+    """
+    from featpipe.scoring import score as run_score
+    from featpipe.scoring.formats import format_of
+
+    try:
+        format_of(output, form)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="'-o' / '--output'") from exc
+    with progress_display(quiet=output == "-") as progress:
+        summary = run_score(
+            source,
+            head if head is not None else _newest(),
+            output=output,
+            format=form,
+            model=model,
+            progress=progress,
+            top_k=top_k,
+            threshold=threshold,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+        )
+    tell(summary)
+    return summary.exit_code
+
+
+def _newest() -> Path:
+    """Return the newest head, and say which one it is."""
+    from featpipe.heads import newest_head
+
+    head = newest_head()
+    say(f"Head: {head}, the newest under heads/.")
+    return head
+
+
+def tell(summary: ScoreSummary) -> None:
+    """Say what a run of `score` has done: notes, failures, one line of summary."""
+    for note in summary.notes:
+        say(f"Note: {note}.")
+    for row in summary.failures:
+        say(f"Failed: {row.path}: {row.reason}")
+    if (more := summary.failed - len(summary.failures)) > 0:
+        say(f"Failed: {more} more; the rows say why.")
+    say(summary.device)
+    say(str(summary))

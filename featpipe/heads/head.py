@@ -1,0 +1,135 @@
+"""A fitted head: vectors in, labels and probabilities out, and where all that comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.pipeline import Pipeline
+
+from featpipe.calibration import to_probabilities
+from featpipe.errors import HeadError
+from featpipe.heads.arrays import arrays_digest, arrays_of
+from featpipe.heads.registry import class_scores
+
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier on the vectors of one backbone.
+
+    Attributes
+    ----------
+    name : str
+        Kind of head, as on the command line.
+    classes : tuple of str
+        Labels, sorted; columns of `predict_proba`.
+    pipeline : Pipeline
+        Fitted scikit-learn pipeline on classes 0 … K-1.
+    temperature : float
+        Turns scores into calibrated probabilities; see `featpipe.calibration`.
+    backbone : mapping
+        Card of the backbone that the vectors come from.
+    parameters : mapping
+        What tuning has chosen.
+    class_counts : tuple of int
+        Training rows of each class.
+    report : mapping
+        What `fit` has measured, in plain values.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    pipeline: Pipeline
+    temperature: float
+    backbone: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    class_counts: tuple[int, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"Head({self.name}, {len(self.classes)} classes, on {self.backbone['name']}, "
+            f"fitted on {sum(self.class_counts)} images)"
+        )
+
+    @cached_property
+    def classes_(self) -> NDArray[np.object_]:
+        """The labels as an array, under scikit-learn's name."""
+        return np.array(self.classes, dtype=object)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the backbone that the head was fitted on."""
+        return str(self.backbone["fingerprint"])
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors that the head reads."""
+        return int(self.backbone["dimension"])
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The held-out or nested estimate that `fit` has made, in plain values."""
+        metrics: Mapping[str, Any] = self.report.get("estimate", {})
+        return metrics
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of everything that decides a prediction: equal heads predict equally."""
+        identity = f"{self.name}\n{self.temperature!r}\n{self.fingerprint}\n{self.classes!r}"
+        return arrays_digest(arrays_of(self.pipeline), identity)
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
+        """Return calibrated probabilities, (n, K) float64; rows sum to 1.
+
+        Parameters
+        ----------
+        X : array-like of float, (n, D)
+            Vectors of the head's backbone.
+
+        Raises
+        ------
+        HeadError
+            When the vectors have another length, or hold NaN or infinity.
+        """
+        vectors = np.asarray(X)
+        if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
+            raise HeadError(
+                f"the head reads vectors of {self.dimension} numbers, (n, {self.dimension}); "
+                f"it was given an array of shape {vectors.shape}"
+            )
+        blocks = [
+            self._block(vectors[start : start + _ROWS_AT_ONCE])
+            for start in range(0, len(vectors), _ROWS_AT_ONCE)
+        ]
+        return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)))
+
+    def _block(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
+        vectors = np.asarray(vectors, dtype=np.float32)
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise HeadError(
+                f"vector {bad[0]} holds NaN or infinity: no label can be given for it; "
+                "embed the image again"
+            )
+        return to_probabilities(class_scores(self.pipeline, vectors), self.temperature)
+
+    def predict(self, X: ArrayLike) -> NDArray[np.object_]:  # noqa: N803
+        """Return the likeliest label of each vector, (n,); raises as `predict_proba`."""
+        labels: NDArray[np.object_] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return labels
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the head into a folder; see `featpipe.heads.save_head`."""
+        # The reader of heads is only needed where heads are read or written.
+        from featpipe.heads.persistence import save_head  # noqa: PLC0415
+
+        return save_head(self, path)

@@ -1,0 +1,164 @@
+"""Which heads there are: the scaling before them, the estimator, and what is tried for it.
+
+The scaling is part of the head, and was chosen by measurement: `docs/heads.md` has the
+table, ``benchmarks/heads.py`` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import SVC, LinearSVC
+
+from featpipe._files import printable
+from featpipe.calibration import as_columns
+from featpipe.errors import HeadError
+from featpipe.heads.centroid import CosineCentroid
+
+Parameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """One kind of head.
+
+    Attributes
+    ----------
+    name : str
+        As on the command line.
+    title : str
+        For people.
+    scaler : callable
+        Makes the transformer before the estimator.
+    estimator : callable
+        Takes parameters and a seed, makes the estimator.
+    grid : tuple of mappings
+        What tuning tries, simplest model first: of equally good ones the first is taken.
+    default : mapping
+        What is used without tuning.
+    """
+
+    name: str
+    title: str
+    scaler: Callable[[], Any]
+    estimator: Callable[[Parameters, int], Any]
+    grid: tuple[Parameters, ...]
+    default: Parameters
+
+    def pipeline(self, parameters: Parameters, seed: int) -> Pipeline:
+        """Return the unfitted pipeline of scaling and estimator."""
+        return Pipeline([("scale", self.scaler()), ("head", self.estimator(parameters, seed))])
+
+
+def class_scores(pipeline: Pipeline, X: NDArray[Any]) -> NDArray[np.float64]:  # noqa: N803
+    """Return one score a class, (n, K) float64: the highest is the label.
+
+    Neighbours have no margin: their score is the logarithm of the (smoothed) share of votes.
+    """
+    estimator = pipeline[-1]
+    if isinstance(estimator, KNeighborsClassifier):
+        shares = pipeline.predict_proba(X)
+        # Laplace's rule: a class without a neighbour is unlikely, not impossible.
+        votes = shares * estimator.n_neighbors + 1.0 / shares.shape[1]
+        return np.asarray(np.log(votes / votes.sum(axis=1, keepdims=True)))
+    return as_columns(pipeline.decision_function(X))
+
+
+def _powers(low: float, high: float, per_decade: int = 2) -> list[float]:
+    """Return powers of ten from 10**low to 10**high, ``per_decade`` to each factor of ten."""
+    steps = round((high - low) * per_decade)
+    return [float(f"{10 ** (low + i / per_decade):.3g}") for i in range(steps + 1)]
+
+
+def _grid(name: str, values: list[Any]) -> tuple[Parameters, ...]:
+    return tuple({name: value} for value in values)
+
+
+_SPECS = (
+    HeadSpec(
+        "logreg",
+        "logistic regression",
+        StandardScaler,
+        lambda p, _: LogisticRegression(C=p["C"], max_iter=2000),
+        _grid("C", _powers(-4.5, 3)),
+        {"C": 0.1},
+    ),
+    HeadSpec(
+        "svm",
+        "linear support vector machine",
+        Normalizer,
+        lambda p, seed: LinearSVC(C=p["C"], random_state=seed, max_iter=1000),
+        _grid("C", _powers(-2.5, 2)),
+        {"C": 3.16},
+    ),
+    HeadSpec(
+        "svm-rbf",
+        "support vector machine with a Gaussian kernel",
+        Normalizer,
+        lambda p, _: SVC(C=p["C"], gamma=p["gamma"], decision_function_shape="ovr"),
+        tuple({"C": c, "gamma": g} for g in (0.3, 1.0, 3.0) for c in _powers(-1, 3, 1)),
+        {"C": 10.0, "gamma": 1.0},
+    ),
+    HeadSpec(
+        "knn",
+        "nearest neighbours by cosine",
+        Normalizer,
+        lambda p, _: KNeighborsClassifier(
+            p["n_neighbors"], weights="distance", metric="cosine", algorithm="brute"
+        ),
+        _grid("n_neighbors", [100, 50, 30, 20, 15, 10, 7, 5, 3, 1]),
+        {"n_neighbors": 10},
+    ),
+    HeadSpec(
+        "ridge",
+        "ridge classifier",
+        Normalizer,
+        lambda p, _: RidgeClassifier(alpha=p["alpha"]),
+        _grid("alpha", _powers(-3, 2)[::-1]),
+        {"alpha": 1.0},
+    ),
+    HeadSpec(
+        "lda",
+        "linear discriminant analysis",
+        StandardScaler,
+        lambda p, _: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=p["shrinkage"]),
+        _grid("shrinkage", [0.9, 0.7, 0.4, 0.1]),
+        {"shrinkage": 0.5},
+    ),
+    HeadSpec(
+        "centroid",
+        "nearest class mean by cosine",
+        Normalizer,
+        lambda _p, _s: CosineCentroid(),
+        ({},),
+        {},
+    ),
+)
+
+HEADS: Mapping[str, HeadSpec] = {spec.name: spec for spec in _SPECS}
+"""Every head by name."""
+
+
+def head_spec(name: str) -> HeadSpec:
+    """Return the head of that name.
+
+    Raises
+    ------
+    HeadError
+        When there is none; the message has the nearest name.
+    """
+    if name in HEADS:
+        return HEADS[name]
+    near = get_close_matches(name.lower(), HEADS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise HeadError(f"there is no head {printable(name)!r}: {hint}there are {', '.join(HEADS)}")

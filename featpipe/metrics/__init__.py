@@ -1,0 +1,19 @@
+"""Figures of merit on plain arrays, with 95 % intervals."""
+
+from featpipe.metrics.bootstrap import confidence_intervals
+from featpipe.metrics.classification import (
+    ClassMetrics,
+    Metrics,
+    compute_metrics,
+    expected_calibration_error,
+    reliability,
+)
+
+__all__ = [
+    "ClassMetrics",
+    "Metrics",
+    "compute_metrics",
+    "confidence_intervals",
+    "expected_calibration_error",
+    "reliability",
+]

@@ -1,0 +1,109 @@
+"""Bootstrap intervals: the same figures on many resamples of the rows, or of their groups.
+
+A resample is a vector of counts, so every figure is a product of the counts with something
+that is computed once: no row is copied, no metric is called a thousand times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+N_RESAMPLES = 1000
+_AT_ONCE = 2**24
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What every figure is made of, a row a sample.
+
+    Attributes
+    ----------
+    true, predicted : ndarray of int, (n,)
+    loss : ndarray of float, (n,)
+        Negative log-likelihood.
+    bins : ndarray of int, (n,)
+        Calibration bin of the top probability; ``gap`` is that probability minus 1 where the
+        label is right.
+    top5 : ndarray of float, (n,), or None
+        1 where the true class is among the five likeliest.
+    """
+
+    true: Ints
+    predicted: Ints
+    n_classes: int
+    loss: Floats
+    bins: Ints
+    n_bins: int
+    gap: Floats
+    top5: Floats | None
+
+    def figures(self, counts: Floats) -> dict[str, Floats]:
+        """Return every figure for each row of ``counts``, (B, n): how often a sample counts."""
+        n, total = len(self.true), counts.sum(axis=1)
+        correct = self.predicted == self.true
+        ones = np.ones(n)
+        support = counts @ _spread(ones, self.true, self.n_classes)
+        predicted = counts @ _spread(ones, self.predicted, self.n_classes)
+        hits = counts @ _spread(correct.astype(np.float64), self.true, self.n_classes)
+        occurs = support > 0
+        involved = support + predicted
+        f1 = np.divide(2 * hits, involved, out=np.zeros_like(hits), where=involved > 0)
+        recall = np.divide(hits, support, out=np.zeros_like(hits), where=occurs)
+        gaps = counts @ _spread(self.gap, self.bins, self.n_bins)
+        figures = {
+            "accuracy": hits.sum(axis=1) / total,
+            "balanced_accuracy": recall.sum(axis=1) / occurs.sum(axis=1),
+            "macro_f1": (f1 * occurs).sum(axis=1) / occurs.sum(axis=1),
+            "log_loss": counts @ self.loss / total,
+            "calibration_error": np.abs(gaps).sum(axis=1) / total,
+        }
+        if self.top5 is not None:
+            figures["top5_accuracy"] = counts @ self.top5 / total
+        return figures
+
+
+def confidence_intervals(
+    terms: Terms,
+    *,
+    groups: NDArray[Any] | None = None,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % percentile interval of every figure.
+
+    Rows are drawn with replacement, or whole groups of them where ``groups`` (n,) is given:
+    rows of one patient are not independent.
+
+    References
+    ----------
+    Efron, Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8 and 13.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(terms.true)
+    member = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n_units = int(member.max()) + 1
+    block = max(1, min(n_resamples, _AT_ONCE // max(n, 1)))
+    drawn: dict[str, list[Floats]] = {}
+    for start in range(0, n_resamples, block):
+        rows = min(block, n_resamples - start)
+        units = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=rows)
+        for name, values in terms.figures(units[:, member].astype(np.float64)).items():
+            drawn.setdefault(name, []).append(values)
+    return {
+        name: tuple(float(q) for q in np.quantile(np.concatenate(values), (0.025, 0.975)))  # type: ignore[misc]
+        for name, values in drawn.items()
+    }
+
+
+def _spread(values: Floats, columns: Ints, n_columns: int) -> csr_array:
+    """Return the (n, n_columns) array that holds each value in its column."""
+    n = len(values)
+    return csr_array((values, columns, np.arange(n + 1)), shape=(n, n_columns))

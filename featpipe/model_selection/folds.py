@@ -1,0 +1,106 @@
+"""Cross-validation folds: stratified, and never cutting through a unit.
+
+A unit is what must not stand on both sides of a cut: images of one group (a patient, a
+video), and images with the same content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from featpipe._files import printable
+from featpipe.errors import LabelError
+
+Ints: TypeAlias = "NDArray[np.int64]"
+Fold: TypeAlias = "tuple[Ints, Ints]"
+"""Positions to fit on, positions to predict."""
+
+
+def units_of(keys: Sequence[bytes], groups: NDArray[Any] | None = None) -> Ints:
+    """Return the unit of every row, (n,): rows that share a key or a group share a unit.
+
+    >>> units_of([b"a", b"b", b"a", b"c"], np.array(["x", "x", None, None], dtype=object))
+    array([0, 0, 0, 1])
+    """
+    n = len(keys)
+    columns = [np.unique(np.array([key.hex() for key in keys]), return_inverse=True)[1]]
+    if groups is not None:
+        named = [f"g{group}" if group is not None else f"row{i}" for i, group in enumerate(groups)]
+        columns.append(np.unique(np.array(named), return_inverse=True)[1])
+    # Rows and their keys and groups as a graph: its components are the units.
+    ends, offset = [], n
+    for column in columns:
+        ends.append(column + offset)
+        offset += int(column.max(initial=-1)) + 1
+    rows = np.tile(np.arange(n), len(columns))
+    graph = coo_array((np.ones(len(rows)), (rows, np.concatenate(ends))), shape=(offset, offset))
+    components = connected_components(graph, directed=False)[1][:n]
+    return np.asarray(np.unique(components, return_inverse=True)[1], dtype=np.int64)
+
+
+def make_folds(
+    y: Ints, units: Ints, n_splits: int, seed: int, classes: Sequence[str]
+) -> list[Fold]:
+    """Return stratified folds that keep units whole.
+
+    Parameters
+    ----------
+    y : ndarray of int, (n,)
+        Classes 0 … K-1.
+    units : ndarray of int, (n,)
+    n_splits : int
+        At least 2; fewer are made where a class has fewer units.
+
+    Raises
+    ------
+    LabelError
+        When a class has a single unit: nothing can be held out of it.
+    """
+    per_class = _units_per_class(y, units, len(classes))
+    rare = int(per_class.argmin())
+    if per_class[rare] < 2:
+        raise LabelError(_too_few(classes, per_class, y))
+    n_splits = int(min(n_splits, per_class[rare]))
+    alone = len(np.unique(units)) == len(units)
+    if alone:
+        splitter: Any = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
+        return list(splitter.split(y, y))
+    return _grouped(y, units, n_splits, seed)
+
+
+def _grouped(y: Ints, units: Ints, n_splits: int, seed: int) -> list[Fold]:
+    """Try a few seeds: a greedy split of groups may leave a class out of a fitting side."""
+    n_classes = len(np.unique(y))
+    for fewer in range(n_splits, 1, -1):
+        for attempt in range(20):
+            splitter = StratifiedGroupKFold(fewer, shuffle=True, random_state=seed + attempt)
+            folds: list[Fold] = list(splitter.split(y, y, units))
+            if all(len(np.unique(y[fit])) == n_classes and len(held) for fit, held in folds):
+                return folds
+    raise LabelError(
+        "the groups cannot be divided so that every class is on both sides: "
+        "give more groups a class, or leave the groups out"
+    )
+
+
+def _units_per_class(y: Ints, units: Ints, n_classes: int) -> Ints:
+    pairs = np.unique(np.column_stack([y, units]), axis=0)
+    return np.bincount(pairs[:, 0], minlength=n_classes)
+
+
+def _too_few(classes: Sequence[str], per_class: Ints, y: Ints) -> str:
+    names = [printable(classes[k]) for k in np.flatnonzero(per_class < 2)]
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    what = "distinct image" if np.bincount(y).min() < 2 else "group of images"
+    return (
+        f"{'class' if len(names) == 1 else 'classes'} {shown} "
+        f"{'has' if len(names) == 1 else 'have'} a single {what}, and cross-validation needs two "
+        "at least: add images, or leave the class out"
+    )

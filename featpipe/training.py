@@ -1,0 +1,372 @@
+"""`fit`: from a store to a head, with an estimate of how good it is on images not seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe._files import printable
+from featpipe.errors import LabelError, StoreError
+from featpipe.heads import Head, HeadSpec, head_spec
+from featpipe.heads.persistence import data_digest
+from featpipe.metrics import Metrics, compute_metrics
+from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
+from featpipe.store import EmbeddingStore
+from featpipe.types import Progress, ProgressCallback
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRows:
+    """Rows of a store that have a label.
+
+    Attributes
+    ----------
+    X : ndarray of float32, (n, D)
+    y : ndarray of int, (n,)
+        Positions in ``classes``.
+    classes : tuple of str
+    units : ndarray of int, (n,)
+        What must not stand on both sides of a cut; see `featpipe.model_selection.units_of`.
+    grouped : bool
+        Whether any row has a group.
+    keys : list of bytes
+    """
+
+    X: NDArray[np.float32]
+    y: Ints
+    classes: tuple[str, ...]
+    units: Ints
+    grouped: bool
+    keys: list[bytes]
+
+
+@dataclass(slots=True)
+class _Notes:
+    said: list[str] = field(default_factory=list)
+
+    def add(self, note: str) -> None:
+        self.said.append(note)
+
+
+def fit(
+    store: EmbeddingStore | str | os.PathLike[str],
+    head: str = "logreg",
+    *,
+    target: str | None = None,
+    cv: int = 5,
+    tune: bool = True,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+) -> Head:
+    """Learn a classifier on the vectors of a store, and measure it.
+
+    Parameters are tuned by stratified cross-validation on the training split alone: the
+    images of the split ``train``, or all where there are no splits. Images of one group, and
+    equal images, stay in one fold. The estimate comes from the split ``test``, or else
+    ``val``, which is looked at once, at the end; without either, from nested
+    cross-validation. It is in `Head.metrics`, with 95 % intervals.
+
+    Parameters
+    ----------
+    store : EmbeddingStore or path
+    head : str
+        logreg, svm, svm-rbf, knn, ridge, lda or centroid.
+    target : str, optional
+        Label column, where there are several.
+    cv : int
+        Folds, at least 2; fewer are used where a class has fewer images.
+    tune : bool
+        False takes the head's default parameters.
+    seed : int
+        Of folds, solvers and bootstrap: the same data and seed give the same head.
+    progress : callable, optional
+        Called with a `Progress` after each fit.
+
+    Raises
+    ------
+    LabelError
+        When there are no labels, one class only, or too few images in a class.
+    StoreError
+        When a vector holds NaN or infinity; the message names the image.
+    HeadError
+        When there is no head of that name.
+
+    Examples
+    --------
+    >>> head = fit("embeddings/photos-efficientnet_lite0", "svm")   # doctest: +SKIP
+    >>> head.metrics["accuracy"]                                    # doctest: +SKIP
+    0.94
+    """
+    spec = head_spec(head)
+    if cv < 2:
+        raise LabelError(f"cross-validation needs 2 folds at least, not {cv}: raise --cv")
+    opened = store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(store)
+    return _Training(opened, spec, target, cv, tune, seed, progress).go()
+
+
+class _Training:
+    """One call of `fit`: the rows of the splits, and what is to be said of them."""
+
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        spec: HeadSpec,
+        target: str | None,
+        cv: int,
+        tune: bool,
+        seed: int,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._store, self._spec, self._target = store, spec, target
+        self._cv, self._tune, self._seed = cv, tune, seed
+        self._progress, self._notes = progress, _Notes()
+        self._labels = store.labels(target)
+
+    def go(self) -> Head:
+        train, held, held_name = self._divide()
+        rows = labelled_rows(self._store, train, self._target)
+        self._say_two_labels(rows)
+        folds = make_folds(rows.y, rows.units, self._cv, self._seed, rows.classes)
+        if len(folds) < self._cv:
+            self._notes.add(
+                f"{len(folds)} folds instead of {self._cv}: the smallest class has no more "
+                "distinct images or groups"
+            )
+        fitted = fit_tuned(
+            self._spec,
+            rows.X,
+            rows.y,
+            folds,
+            tune=self._tune,
+            seed=self._seed,
+            on_fit=self._tell("tuning"),
+        )
+        head = Head(
+            name=self._spec.name,
+            classes=rows.classes,
+            pipeline=fitted.pipeline,
+            temperature=fitted.temperature,
+            backbone=self._store.card,
+            parameters=fitted.parameters,
+            class_counts=tuple(int(n) for n in np.bincount(rows.y)),
+        )
+        if held is None:
+            estimate = {"method": "nested cross-validation", **self._nested(rows)}
+        else:
+            estimate = {
+                "method": f"the split {held_name}, not used before",
+                **self._held(head, rows, held),
+            }
+        names = [rows.classes[k] for k in rows.y]
+        report = {
+            "estimate": estimate,
+            "tuning": [dict(entry) for entry in fitted.table],
+            "folds": len(folds),
+            "seed": self._seed,
+            "target": self._target,
+            "notes": self._notes.said,
+            "data": {
+                "store": str(self._store.path),
+                "source": self._store.source,
+                "images": len(rows.y),
+                "digest": data_digest(rows.keys, names),
+            },
+        }
+        return _with_report(head, report)
+
+    def _divide(self) -> tuple[Ints, Ints | None, str]:
+        """Return the rows to learn on, the rows to measure on, and the name of their split."""
+        splits = self._store.splits
+        labelled = np.array([label is not None for label in self._labels], dtype=bool)
+        if not labelled.any():
+            raise LabelError(_no_labels(self._store))
+        names = {name for name in splits if name is not None}
+        outside = np.array([name is None for name in splits], dtype=bool)
+        learn = splits == "train" if "train" in names else outside
+        if not (learn & labelled).any():
+            raise LabelError(
+                f"{printable(str(self._store.path))} has no labelled image to learn on: its images "
+                f"are all in the splits {', '.join(sorted(names))}; name one of them train"
+            )
+        self._count("without a label", (~labelled).sum())
+        if "train" in names:
+            self._count("in no split", (outside & labelled).sum())
+        held_name = next((name for name in ("test", "val") if name in names), "")
+        if not held_name:
+            return np.flatnonzero(learn & labelled), None, ""
+        if {"test", "val"} <= names:
+            self._count("of the split val", ((splits == "val") & labelled).sum())
+        held = np.flatnonzero((splits == held_name) & labelled)
+        return np.flatnonzero(learn & labelled), (held if len(held) else None), held_name
+
+    def _count(self, what: str, count: int) -> None:
+        if count:
+            self._notes.add(f"{count} images {what} are not used")
+
+    def _say_two_labels(self, rows: LabelledRows) -> None:
+        first: dict[bytes, int] = {}
+        clashes = {
+            key for key, y in zip(rows.keys, rows.y, strict=True) if first.setdefault(key, y) != y
+        }
+        if clashes:
+            self._notes.add(
+                f"{len(clashes)} images stand in the training split under two labels: correct "
+                "them, the head cannot be right about both"
+            )
+
+    def _nested(self, rows: LabelledRows) -> Mapping[str, Any]:
+        probabilities = nested_probabilities(
+            self._spec,
+            rows.X,
+            rows.y,
+            rows.units,
+            n_splits=self._cv,
+            classes=rows.classes,
+            tune=self._tune,
+            seed=self._seed,
+            on_fit=self._tell("estimating"),
+        )
+        majority = int(np.bincount(rows.y).argmax())
+        return compute_metrics(
+            rows.y,
+            probabilities,
+            rows.classes,
+            majority=majority,
+            groups=rows.units,
+            seed=self._seed,
+        ).to_json()
+
+    def _held(self, head: Head, rows: LabelledRows, held: Ints) -> Mapping[str, Any]:
+        known = [i for i in held if self._labels[i] in set(head.classes)]
+        unknown = sorted({str(self._labels[i]) for i in held} - set(head.classes))
+        if unknown:
+            self._notes.add(
+                f"{len(held) - len(known)} images have labels that the training split lacks "
+                f"({', '.join(printable(name) for name in unknown[:5])}) and are left out of the "
+                "estimate"
+            )
+        if not known:
+            raise LabelError("the test split has no label in common with the training split")
+        seen = set(rows.keys)
+        twins = [i for i in known if self._store.keys[i] in seen]
+        metrics = measure(head, self._store, np.array(known), self._target, self._seed)
+        if not twins:
+            return metrics.to_json()
+        self._notes.add(
+            f"{len(twins)} images of the split that is measured on are in the training split, too: "
+            "the estimate without them stands beside it"
+        )
+        rest = np.array([i for i in known if self._store.keys[i] not in seen])
+        without = (
+            measure(head, self._store, rest, self._target, self._seed).to_json()
+            if len(rest)
+            else None
+        )
+        return {**metrics.to_json(), "without_training_images": without}
+
+    def _tell(self, stage: str) -> Any:
+        if self._progress is None:
+            return None
+        callback = self._progress
+        return lambda done, total: callback(Progress(done, total, stage=stage))
+
+
+def labelled_rows(store: EmbeddingStore, rows: Ints, target: str | None = None) -> LabelledRows:
+    """Return rows of a store as float32 vectors and classes 0 … K-1.
+
+    Raises
+    ------
+    LabelError
+        When they hold one class only.
+    StoreError
+        When a vector holds NaN or infinity.
+    """
+    names = [str(label) for label in store.labels(target)[rows]]
+    classes = tuple(sorted(set(names)))
+    if len(classes) < 2:
+        raise LabelError(
+            f"all labelled images of {printable(str(store.path))} to learn on have the label "
+            f"{printable(classes[0])}: a classifier needs two classes at least"
+        )
+    position = {name: k for k, name in enumerate(classes)}
+    groups = store.groups
+    keys = [store.keys[i] for i in rows]
+    return LabelledRows(
+        X=finite_vectors(store, rows),
+        y=np.array([position[name] for name in names], dtype=np.int64),
+        classes=classes,
+        units=units_of(keys, None if groups is None else groups[rows]),
+        grouped=groups is not None,
+        keys=keys,
+    )
+
+
+def finite_vectors(store: EmbeddingStore, rows: Ints) -> NDArray[np.float32]:
+    """Return vectors of a store as float32, (n, D).
+
+    Raises
+    ------
+    StoreError
+        When one of them holds NaN or infinity; the message names the image.
+    """
+    vectors = np.ascontiguousarray(store.X[rows], dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise StoreError(
+            f"the vector of {printable(store.paths[rows[bad[0]]])} in "
+            f"{printable(str(store.path))} holds NaN or infinity ({len(bad)} vectors do): embed "
+            "again with --dtype float32 into a new store, or take the image out"
+        )
+    return vectors
+
+
+def measure(
+    head: Head, store: EmbeddingStore, rows: Ints, target: str | None, seed: int
+) -> Metrics:
+    """Measure a head on rows of a store whose labels it knows."""
+    position = {name: k for k, name in enumerate(head.classes)}
+    y = np.array([position[label] for label in store.labels(target)[rows]], dtype=np.int64)
+    groups = store.groups
+    units = units_of([store.keys[i] for i in rows], None if groups is None else groups[rows])
+    return compute_metrics(
+        y,
+        head.predict_proba(finite_vectors(store, rows)),
+        head.classes,
+        majority=int(np.argmax(head.class_counts)),
+        groups=units,
+        seed=seed,
+    )
+
+
+def _with_report(head: Head, report: Mapping[str, Any]) -> Head:
+    return Head(
+        head.name,
+        head.classes,
+        head.pipeline,
+        head.temperature,
+        head.backbone,
+        head.parameters,
+        head.class_counts,
+        report,
+    )
+
+
+def _no_labels(store: EmbeddingStore) -> str:
+    others = [name for name in store.label_columns if name != "label"]
+    if others:
+        names = ", ".join(printable(name) for name in others)
+        return (
+            f"{printable(str(store.path))} has several label columns ({names}): "
+            "choose one with --target"
+        )
+    return (
+        f"{printable(str(store.path))} has no labels: put the images into class folders, or run "
+        "`featpipe embed` again with --labels TABLE; no vector is computed twice"
+    )

@@ -23,10 +23,10 @@ def as_columns(scores: NDArray[np.floating]) -> Floats:
     array([[ 0. ,  1.5],
            [ 0. , -2. ]])
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    if scores.ndim == 1:
-        return np.column_stack([np.zeros(len(scores)), scores])
-    return scores
+    columns: Floats = np.asarray(scores, dtype=np.float64)
+    if columns.ndim == 1:
+        return np.column_stack([np.zeros(len(columns)), columns])
+    return columns
 
 
 def fit_temperature(scores: Floats, y: NDArray[np.int64]) -> float:

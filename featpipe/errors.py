@@ -16,7 +16,8 @@
 
 Exit code 0 means that all is done, 2 that the command line was wrong, 3 that the work is
 finished but some images failed (each is marked in the output), 130 that the user
-interrupted it, 141 that whoever read the output had gone (``| head``). The same table stands in the README; a test compares the two.
+interrupted it, 141 that whoever read the output had gone (``| head``). The same table stands
+in the README; a test compares the two.
 """
 
 from __future__ import annotations

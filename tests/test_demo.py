@@ -304,13 +304,16 @@ def test_demo_tells_its_steps(first_run: tuple[DemoResult, list[DemoEvent]]) -> 
     """One event a step, in order, each with a sentence that names what it left."""
     result, events = first_run
     steps = [event.step for event in events]
-    assert steps == ["images", "vectors", "heads", "predictions", "picture"]
+    assert steps == ["images", "vectors", "head", "head", "head", "predictions", "picture"]
     assert events[0].message == f"368 images of eight surfaces → {result.folder}"
-    assert events[2].message == (
-        f"logreg, svm, knn tuned on the training images → {result.folder / 'heads'}"
-    )
-    assert events[3].message == f"8 new images → {result.predictions}"
-    assert events[4].message == f"confusion matrix with examples → {result.picture}"
+    heads = result.folder / "heads" / "images-efficientnet_lite0"
+    assert [event.message for event in events[2:]] == [
+        f"knn tuned on vectors and on raw pixels → {heads}-knn",
+        f"svm tuned on vectors and on raw pixels → {heads}-svm",
+        f"logreg tuned on vectors and on raw pixels → {heads}-logreg",
+        f"8 new images → {result.predictions}",
+        f"confusion matrix with examples → {result.picture}",
+    ]
 
 
 def test_default_commands_work_in_the_demo_folder(
@@ -326,45 +329,57 @@ def test_default_commands_work_in_the_demo_folder(
 # The command
 
 
-def test_second_run_reuses_and_prints_the_table(first_run, run_cli) -> None:
-    """A second run opens no image, gives the same numbers, and names the three commands."""
+def test_second_run_reuses_and_gives_the_same_numbers(first_run, run_cli) -> None:
+    """A second run opens no image; with --json, stdout is one document with every number."""
     result, _ = first_run
-    ran = run_cli("demo", result.folder)
+    ran = run_cli("demo", result.folder, "--json")
     assert ran.code == 0
     said = ran.err.splitlines()
     assert said[0] == f"368 images of eight surfaces are there already → {result.folder}"
     assert said[1].startswith("360 images unchanged and not opened; running on ")
-    assert len(said) == 5
-    table, _, after = ran.out.partition("\nAll of it took ")
-    assert table.strip() == result.table()
-    assert re.fullmatch(
-        rf"""\d+\.\d s; everything is in {re.escape(str(result.folder))}:
-  {re.escape(str(result.picture))} +the picture: look at it
-  {re.escape(str(result.predictions))} +what the new images show
-  {re.escape(str(result.head))} +the classifier that said so
-
-Now with a folder of your own, one subfolder a class:
-
-  featpipe embed photos/ +turn the images into vectors, once
-  featpipe fit +learn a classifier on them and measure it
-  featpipe score new/ -o new\.csv +classify new images
-""",
-        after,
-    )
-
-
-def test_json_is_the_only_thing_on_stdout(first_run, run_cli) -> None:
-    """With --json, stdout is one document with every number of the table."""
-    result, _ = first_run
-    ran = run_cli("demo", result.folder, "--json")
-    assert ran.code == 0
-    value = json.loads(ran.out)
-    before = result.to_json()
-    for volatile in ("seconds", "computed"):
-        value.pop(volatile), before.pop(volatile)
+    assert len(said) == 7
+    value, before = json.loads(ran.out), result.to_json()
+    assert (value.pop("computed"), before.pop("computed")) == (0, 360)
+    assert value.pop("seconds") > 0
+    assert before.pop("seconds") > 0
     assert value == before
     assert value["accuracy"][0]["head"] == "logreg"
     assert set(value["accuracy"][0]["vectors"]) == {"value", "low", "high"}
+
+
+def test_command_prints_table_places_and_next_steps(
+    tmp_path: Path, run_cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stdout has the table, where things are, and the three commands for one's own folder."""
+    monkeypatch.setattr("featpipe.demo.run.HEADS", ("knn",))  # the quickest one is enough
+    monkeypatch.chdir(tmp_path)
+    ran = run_cli("demo")
+    assert ran.code == 0
+    accuracy = r"\d+\.\d % \(\d+\.\d–\d+\.\d\)"
+    assert re.fullmatch(
+        rf"""
+Accuracy on 200 held-out images \(95 % interval\)
+
+head   efficientnet_lite0 +raw pixels
+────   ─+   ─+
+knn    {accuracy} +{accuracy}
+
+Always naming the most frequent class: 12\.5 %\.
+The images are crops of eight photographs: left halves to learn, right ones to test\.
+
+All of it took \d+\.\d s; everything is in featpipe-demo:
+  featpipe-demo/demo\.png +the picture: look at it
+  featpipe-demo/predictions\.csv +what the new images show
+  featpipe-demo/heads/images-efficientnet_lite0-knn +the classifier that said so
+
+Now with a folder of your own, one subfolder a class:
+
+  featpipe embed photos/             turn the images into vectors, once
+  featpipe fit                       learn a classifier on them and measure it
+  featpipe score new/ -o new\.csv     classify new images
+""",
+        ran.out,
+    )
 
 
 def test_default_folder(tmp_path: Path, run_cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,13 +50,12 @@ def _tell(event: DemoEvent) -> None:
 
 def report(result: DemoResult) -> str:
     """Return what the command prints: the table, where things are, what to do next."""
-    places = "\n".join(
-        f"  {printable(str(path)):<44} {what}"
-        for path, what in (
-            (result.picture, "the picture: look at it"),
-            (result.predictions, "what the new images show"),
-            (result.head, "the classifier that said so"),
-        )
+    places = (
+        (printable(str(result.picture)), "the picture: look at it"),
+        (printable(str(result.predictions)), "what the new images show"),
+        (printable(str(result.head)), "the classifier that said so"),
     )
+    width = max(len(path) for path, _ in places)
+    listed = "\n".join(f"  {path:<{width}}   {what}" for path, what in places)
     took = f"All of it took {result.seconds:.1f} s; everything is in {result.folder}:"
-    return f"\n{result.table()}\n\n{printable(took)}\n{places}\n\n{_OWN_FOLDER}"
+    return f"\n{result.table()}\n\n{printable(took)}\n{listed}\n\n{_OWN_FOLDER}"

@@ -105,9 +105,9 @@ def fit_text(head: Head) -> str:
 
     chosen = ", ".join(f"{key} = {value:g}" for key, value in head.parameters.items())
     estimate = head.report["estimate"]
+    what = f"{head.name} on {printable(str(head.backbone['name']))}: {len(head.classes)} classes"
     lines = [
-        f"{head.name} on {printable(str(head.backbone['name']))}: {len(head.classes)} classes, "
-        f"{sum(head.class_counts)} training images" + (f", {chosen}" if chosen else ""),
+        ", ".join(filter(None, (what, f"{sum(head.class_counts)} training images", chosen))),
         f"estimate: {estimate['method']}",
         "",
         metrics_table(estimate),

@@ -82,10 +82,14 @@ def _lines(described: dict[str, Any]) -> list[str]:
         f"labels     {_counts(labels) or 'none'}",
         f"splits     {_counts(splits) or 'none'}",
     ]
-    for engine in described["engines"]:
-        lines.append("engine     " + ", ".join(f"{k} {v}" for k, v in engine.items()))
-    for failure in described["failures"]:
-        lines.append(f"failed     {failure['path']}: {printable(failure['reason'])}")
+    lines += [
+        "engine     " + ", ".join(f"{k} {v}" for k, v in engine.items())
+        for engine in described["engines"]
+    ]
+    lines += [
+        f"failed     {failure['path']}: {printable(failure['reason'])}"
+        for failure in described["failures"]
+    ]
     if "damaged" in described:
         lines += [f"damaged    {problem}" for problem in described["damaged"]]
         lines += [] if described["damaged"] else ["verified   every byte is as it was written"]

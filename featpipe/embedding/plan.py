@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from featpipe.store import Index, Outcome
-from featpipe.types import ImageRef, Key, ProgressCallback, Progress
+from featpipe.types import ImageRef, Key, Progress, ProgressCallback
 
 _SAY_EVERY = 1000
 

@@ -12,7 +12,7 @@ from featpipe.errors import FeatpipeError
 from featpipe.metrics import reliability
 
 if TYPE_CHECKING:
-    from featpipe.evaluation.evaluate import Evaluation
+    from featpipe.evaluation.measure import Evaluation
 
 _NUMBERS_UP_TO = 20
 _FORMATS = (".png", ".pdf", ".svg")
@@ -35,9 +35,10 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> Path:
         raise FeatpipeError(
             f"cannot draw {printable(str(path))}: give a name that ends in {', '.join(_FORMATS)}"
         )
+    # The base installation has no matplotlib; who asks for a picture needs it.
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
         raise FeatpipeError(
             "--plot needs matplotlib: install it with pip install 'featpipe[report]'"

@@ -13,7 +13,7 @@ import math
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -253,7 +253,7 @@ def _is_table(value: Any) -> bool:
     )
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any], bool]] = {
     "head": lambda v: isinstance(v, str) and v in HEADS,
     "classes": _are_classes,
     "class_counts": lambda v: isinstance(v, list) and all(_is_count(n) for n in v),
@@ -276,14 +276,8 @@ def _unpack(path: Path, model: bytes, record: _Record) -> Pipeline:
     try:
         with zipfile.ZipFile(io.BytesIO(model)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > expected + _SLACK + 1024 * len(record.arrays):
-            raise _damaged(path, "it unpacks to more than its arrays need")
-        foreign = sorted(set(skops.io.get_untrusted_types(data=model)) - set(TRUSTED))
-        if foreign:
-            raise HeadError(
-                f"{printable(str(path))} holds the type {printable(foreign[0])}, which is not "
-                "trusted: use only heads that featpipe has written"
-            )
+        _refuse_swollen(path, unpacked, expected + _SLACK + 1024 * len(record.arrays))
+        _refuse_foreign(path, set(skops.io.get_untrusted_types(data=model)) - set(TRUSTED))
         with warnings.catch_warnings():
             # Another version of scikit-learn is said by `_check_arrays` where it matters.
             warnings.simplefilter("ignore", InconsistentVersionWarning)
@@ -297,6 +291,19 @@ def _unpack(path: Path, model: bytes, record: _Record) -> Pipeline:
     return pipeline
 
 
+def _refuse_swollen(path: Path, unpacked: int, allowed: int) -> None:
+    if unpacked > allowed:
+        raise _damaged(path, "it unpacks to more than its arrays need")
+
+
+def _refuse_foreign(path: Path, types: set[str]) -> None:
+    if types:
+        raise HeadError(
+            f"{printable(str(path))} holds the type {printable(min(types))}, which is not "
+            "trusted: use only heads that featpipe has written"
+        )
+
+
 def _n_bytes(path: Path, entry: Mapping[str, Any]) -> int:
     try:
         dtype = np.dtype(entry["dtype"])
@@ -304,7 +311,8 @@ def _n_bytes(path: Path, entry: Mapping[str, Any]) -> int:
         dtype = np.dtype(object)
     if dtype.hasobject:
         raise _damaged(path, f"its table of arrays has the dtype {printable(entry['dtype'])}")
-    return math.prod(entry["shape"]) * dtype.itemsize
+    rows: list[int] = entry["shape"]
+    return math.prod(rows) * int(dtype.itemsize)
 
 
 def _check_pipeline(path: Path, pipeline: Any, record: _Record) -> None:

@@ -84,7 +84,9 @@ def confidence_intervals(
 
     References
     ----------
-    Efron, Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8 and 13.
+    Efron, Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8 and 13. Where all
+    resamples agree on 0 or 1: Clopper, Pearson 1934, "The Use of Confidence or Fiducial
+    Limits", Biometrika 26, with the units as trials.
     """
     rng = np.random.default_rng(seed)
     n = len(terms.true)
@@ -97,10 +99,22 @@ def confidence_intervals(
         units = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=rows)
         for name, values in terms.figures(units[:, member].astype(np.float64)).items():
             drawn.setdefault(name, []).append(values)
-    return {
-        name: tuple(float(q) for q in np.quantile(np.concatenate(values), (0.025, 0.975)))  # type: ignore[misc]
-        for name, values in drawn.items()
-    }
+    return {name: _interval(np.concatenate(values), n_units) for name, values in drawn.items()}
+
+
+def _interval(values: Floats, n_units: int) -> tuple[float, float]:
+    """Return the percentile interval, or the exact one where no resample differs.
+
+    A head that is right about every image is right about every resample of them, too: the
+    bootstrap then claims certainty, the exact binomial interval does not.
+    """
+    low, high = (float(q) for q in np.quantile(values, (0.025, 0.975)))
+    furthest = 0.025 ** (1 / n_units)
+    if values.min() == values.max() == 1.0:
+        return furthest, 1.0
+    if values.min() == values.max() == 0.0:
+        return 0.0, 1.0 - furthest
+    return low, high
 
 
 def _spread(values: Floats, columns: Ints, n_columns: int) -> csr_array:

@@ -64,10 +64,10 @@ def make_folds(
         When a class has a single unit: nothing can be held out of it.
     """
     per_class = _units_per_class(y, units, len(classes))
-    rare = int(per_class.argmin())
-    if per_class[rare] < 2:
+    fewest = int(per_class.min())
+    if fewest < 2:
         raise LabelError(_too_few(classes, per_class, y))
-    n_splits = int(min(n_splits, per_class[rare]))
+    n_splits = min(n_splits, fewest)
     alone = len(np.unique(units)) == len(units)
     if alone:
         splitter: Any = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
@@ -96,7 +96,7 @@ def _units_per_class(y: Ints, units: Ints, n_classes: int) -> Ints:
 
 
 def _too_few(classes: Sequence[str], per_class: Ints, y: Ints) -> str:
-    names = [printable(classes[k]) for k in np.flatnonzero(per_class < 2)]
+    names = [printable(name) for name, n in zip(classes, per_class, strict=True) if n < 2]
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     what = "distinct image" if np.bincount(y).min() < 2 else "group of images"
     return (

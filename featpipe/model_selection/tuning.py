@@ -58,9 +58,10 @@ def fit_tuned(
 ) -> Fitted:
     """Choose parameters by the log loss of held-out, calibrated scores; fit on all rows.
 
-    The simplest parameters within one standard error of the best are taken. Log loss, unlike accuracy, tells apart parameters that make the same few mistakes. Every
-    set of parameters is judged with its own temperature, so that a head with large margins
-    is not taken for an overconfident one.
+    The simplest parameters within one standard error of the best are taken. Log loss, unlike
+    accuracy, tells apart parameters that make the same few mistakes. Every set of parameters
+    is judged with its own temperature, so that a head with large margins is not taken for an
+    overconfident one.
 
     Parameters
     ----------

@@ -87,7 +87,7 @@ def write_part(
         When the operating system refuses; the part does not exist then.
     """
     header = shape.header(len(keys))
-    data = memoryview(np.ascontiguousarray(vectors, dtype=shape.dtype)).cast("B")
+    data = np.ascontiguousarray(vectors, dtype=shape.dtype).data.cast("B")
     digest = hashlib.blake2b(header, digest_size=KEY_BYTES)
     digest.update(data)
     with atomic_file(vectors_path(store, part)) as file:

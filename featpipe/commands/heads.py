@@ -115,11 +115,9 @@ def fit_text(head: Head) -> str:
     without = estimate.get("without_training_images")
     if without:
         low, high = (100 * v for v in without["intervals_95"]["accuracy"])
-        lines += [
-            "",
-            f"without the images that are in the training split, too ({without['n_samples']} "
-            f"left): accuracy {100 * without['accuracy']:.1f} %, {low:.1f} to {high:.1f} %",
-        ]
+        figure = f"accuracy {100 * without['accuracy']:.1f} %, {low:.1f} to {high:.1f} %"
+        twins = f"{estimate['n_samples'] - without['n_samples']} images of the training split"
+        lines += ["", f"without the {twins} that are in it, too: {figure}"]
     return "\n".join(lines)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from featpipe._files import printable
 from featpipe.backbones import Backbone, load_backbone
@@ -21,7 +23,7 @@ from featpipe.scoring.prediction import (
     unscorable_prediction,
 )
 from featpipe.sources import Source
-from featpipe.types import ImageRef, Vectors
+from featpipe.types import Failure, ImageRef, Vectors
 
 if TYPE_CHECKING:
     from featpipe.backbones.session import Session
@@ -100,27 +102,45 @@ def predict(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
+    group: int = 1,
 ) -> Iterator[Batch]:
-    """Embed and classify images as they come, in order, with bounded memory."""
-    batches = stream(source, refs, backbone, session, batch_size=batch_size, workers=workers)
-    for embedded in batches:
-        yield Batch(embedded.refs, tuple(_rows(embedded, classifier, rule)))
+    """Embed and classify images as they come, in order, with bounded memory.
+
+    The head is called once for every ``group`` batches of the backbone: a call of kNN costs
+    12 ms for 8 rows as for 64.
+    """
+    embedded = stream(source, refs, backbone, session, batch_size=batch_size, workers=workers)
+    # One thread: the pools of BLAS and OpenMP would wait, spinning, beside threads that decode
+    # and embed (measured for kNN: 40 ms a call, against 12).
+    pools = ThreadpoolController()
+    while some := tuple(islice(embedded, group)):
+        with pools.limit(limits=1):
+            rows = tuple(_rows(some, classifier, rule))
+        yield Batch(tuple(ref for batch in some for ref in batch.refs), rows)
 
 
-def _rows(batch: EmbeddedBatch, classifier: Classifier, rule: Rule) -> Iterator[Prediction]:
+def _rows(batches: Sequence[EmbeddedBatch], classifier: Classifier, rule: Rule) -> list[Prediction]:
+    vectors = np.concatenate([batch.vectors for batch in batches])
     # A head gives a label to NaN, too: such vectors are sorted out before it sees them.
-    sound = np.asarray(np.isfinite(batch.vectors).all(axis=1))
-    probabilities = iter(classifier.predict_proba(batch.vectors[sound]) if sound.any() else ())
-    for ref, failure, row in zip(batch.refs, batch.failures, batch.rows, strict=True):
-        if failure is not None:
-            yield failed_prediction(ref.path, failure)
-        elif row is None or not sound[row]:
-            yield unscorable_prediction(ref.path)
-        else:
-            yield decide(
-                ref.path,
-                next(probabilities),
-                rule.classes,
-                top_k=rule.top_k,
-                threshold=rule.threshold,
-            )
+    sound = np.asarray(np.isfinite(vectors).all(axis=1))
+    found = iter(classifier.predict_proba(vectors[sound]) if sound.any() else ())
+    # An image has a vector, in order, exactly where it has not failed.
+    has_answer = iter(sound)
+    return [
+        _row(ref, failure, found if failure is None and next(has_answer) else None, rule)
+        for batch in batches
+        for ref, failure in zip(batch.refs, batch.failures, strict=True)
+    ]
+
+
+def _row(
+    ref: ImageRef,
+    failure: Failure | None,
+    found: Iterator[NDArray[np.floating]] | None,
+    rule: Rule,
+) -> Prediction:
+    if failure is not None:
+        return failed_prediction(ref.path, failure)
+    if found is None:
+        return unscorable_prediction(ref.path)
+    return decide(ref.path, next(found), rule.classes, top_k=rule.top_k, threshold=rule.threshold)

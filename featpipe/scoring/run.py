@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from featpipe.backbones.session import Session
 
 _SHOWN_FAILURES = 10
+_ROWS_A_CALL = 32
 _log = logging.getLogger("featpipe.scoring")
 
 
@@ -135,7 +136,8 @@ def score(
     **options
         ``top_k`` (list the so many best classes), ``threshold`` (below this probability the
         label is withheld and the status is ``uncertain``), ``device``, ``precision``,
-        ``batch_size``, ``workers`` (as in `featpipe.embed`), ``max_failures``.
+        ``workers`` (as in `featpipe.embed`), ``batch_size`` (images a call of backbone and
+        head: rows leave batch by batch), ``max_failures``.
 
     Returns
     -------
@@ -233,7 +235,7 @@ class _Run:
         """Do all of it, and write the rows batch by batch."""
         begun = time.monotonic()
         setup, listed = self._setup, self.listed()
-        step = self._options.batch_size or setup.session.batch_size
+        step = (self._options.batch_size or setup.session.batch_size) * self._group
         with open_target(output, form, self._rule.top_k, self._identity()) as target:
             rest = target.resume(listed, step)
             self._counts.update(target.counts)
@@ -277,6 +279,7 @@ class _Run:
             self._rule,
             batch_size=options.batch_size,
             workers=options.workers,
+            group=self._group,
         ):
             for row in batch.rows:
                 self._count(row)
@@ -284,6 +287,13 @@ class _Run:
                 done = self._counts.total()
                 self._progress(Progress(done, None, failed=self._failed, stage="scoring"))
             yield batch
+
+    @property
+    def _group(self) -> int:
+        """Batches of the backbone that the head classifies at once; one where asked for."""
+        if self._options.batch_size is not None:
+            return 1
+        return max(1, _ROWS_A_CALL // self._setup.session.batch_size)
 
     @property
     def _failed(self) -> int:

@@ -59,7 +59,7 @@ class FolderSource(LocalSource):
             raise SourceError(
                 f"cannot open the folder {printable(str(self.root))}: {exc.strerror or exc}"
             ) from exc
-        folders = [e.name for e in entries if e.is_dir()]
+        folders = [e.name for e in entries if _is_folder(e)]
         has_splits = bool(folders) and all(name.lower() in SPLITS for name in folders)
         root_id = _identity(os.stat(self.root))
         yield from self._walk(entries, "", (root_id,), _Place(has_splits), left_out)
@@ -79,7 +79,7 @@ class FolderSource(LocalSource):
     ) -> Iterator[ImageRef]:
         for entry in entries:
             path = prefix + entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from self._enter(entry, path, above, place.below(entry.name), left_out)
             elif (suffix := os.path.splitext(entry.name)[1].lower()) in IMAGE_SUFFIXES:
                 yield _listed(entry, path, place)
@@ -131,6 +131,14 @@ def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
             (e for e in entries if e.name[0] != "." and e.name.lower() not in _NOT_OURS),
             key=lambda e: e.name,
         )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder; a link that cannot be followed is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:

@@ -1,0 +1,5 @@
+"""``python -m featpipe``: the command line where no script is on the path."""
+
+from featpipe.commands import main
+
+main()

@@ -1,0 +1,208 @@
+"""Figures of merit against scikit-learn's, by hand, and intervals against a slow bootstrap."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from featpipe.metrics import (
+    compute_metrics,
+    confidence_intervals,
+    expected_calibration_error,
+    reliability,
+)
+from featpipe.metrics.classification import _terms
+
+
+def sample(n: int, n_classes: int, seed: int, sharpness: float = 2.0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, n_classes, n)
+    scores = sharpness * rng.normal(size=(n, n_classes))
+    scores[np.arange(n), y] += 1.5
+    p = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return y, p / p.sum(axis=1, keepdims=True)
+
+
+def names(n_classes: int) -> list[str]:
+    return [f"class {k}" for k in range(n_classes)]
+
+
+@given(n=st.integers(1, 60), n_classes=st.integers(2, 12), seed=st.integers(0, 2**32 - 1))
+def test_every_figure_is_that_of_scikit_learn(n, n_classes, seed) -> None:
+    """Accuracy, balanced accuracy, macro-F1, log loss, top-5, confusion, per-class figures."""
+    y, p = sample(n, n_classes, seed)
+    found = compute_metrics(y, p, names(n_classes), majority=0)
+    predicted, every, occurring = p.argmax(axis=1), np.arange(n_classes), np.unique(y)
+
+    assert found.n_samples == n
+    assert found.accuracy == pytest.approx(sk.accuracy_score(y, predicted))
+    with warnings.catch_warnings():
+        # scikit-learn warns of a predicted class that never occurs; it leaves it out, as we do.
+        warnings.simplefilter("ignore", UserWarning)
+        assert found.balanced_accuracy == pytest.approx(sk.balanced_accuracy_score(y, predicted))
+    f1 = sk.f1_score(y, predicted, labels=occurring, average="macro", zero_division=0)
+    assert found.macro_f1 == pytest.approx(f1)
+    assert found.log_loss == pytest.approx(sk.log_loss(y, p, labels=every))
+    assert found.confusion == tuple(map(tuple, sk.confusion_matrix(y, predicted, labels=every)))
+    if n_classes > 5:
+        top5 = sk.top_k_accuracy_score(y, p, k=5, labels=every)
+        assert found.top5_accuracy == pytest.approx(top5)
+    else:
+        assert found.top5_accuracy is None
+    table = sk.precision_recall_fscore_support(y, predicted, labels=every, zero_division=0)
+    ours = [[c.precision, c.recall, c.f1, c.support] for c in found.per_class]
+    np.testing.assert_allclose(ours, np.transpose(table))
+    assert [c.label for c in found.per_class] == names(n_classes)
+
+
+def test_certainty_about_the_wrong_class_costs_much_and_not_infinitely() -> None:
+    """A probability of 0 for the true class counts as the smallest double above 1 - 1."""
+    p = np.array([[1.0, 0.0], [1.0, 0.0]])
+    y = np.array([0, 1])
+    assert compute_metrics(y, p, ["a", "b"], majority=0).log_loss == pytest.approx(
+        -np.log(np.finfo(float).eps) / 2
+    )
+    assert compute_metrics(y, p, ["a", "b"], majority=0).log_loss == pytest.approx(sk.log_loss(y, p))
+
+
+def test_the_calibration_error_is_the_one_computed_by_hand() -> None:
+    """Two bins: (0.95, 0.95, one wrong) and (0.6, right): (2 × |0.95 - 0.5| + 0.4) / 3."""
+    p = np.array([[0.95, 0.05], [0.05, 0.95], [0.4, 0.6]])
+    y = np.array([0, 0, 1])
+    expected = (2 * 0.45 + 0.4) / 3
+    assert expected_calibration_error(y, p) == pytest.approx(expected)
+    assert compute_metrics(y, p, ["a", "b"], majority=0).calibration_error == pytest.approx(expected)
+
+
+def test_reliability_fills_the_bins_of_the_top_probability() -> None:
+    """A probability of 1 falls into the last bin; empty bins hold zeros; shares sum to 1."""
+    p = np.array([[1.0, 0.0], [0.5, 0.5], [0.55, 0.45]])
+    edges, confidence, accuracy, share = reliability(np.array([0, 1, 0]), p, n_bins=10)
+    np.testing.assert_allclose(edges, np.arange(10) / 10)
+    np.testing.assert_allclose(confidence, [0, 0, 0, 0, 0, 0.525, 0, 0, 0, 1])
+    np.testing.assert_allclose(accuracy, [0, 0, 0, 0, 0, 0.5, 0, 0, 0, 1])
+    np.testing.assert_allclose(share, [0, 0, 0, 0, 0, 2 / 3, 0, 0, 0, 1 / 3])
+
+
+def test_the_first_of_equal_probabilities_is_the_label_and_counts_among_the_five() -> None:
+    """With seven equal probabilities the label is class 0, and classes 0 to 4 are the top five."""
+    y = np.arange(7)
+    found = compute_metrics(y, np.full((7, 7), 1 / 7), names(7), majority=3)
+    assert found.accuracy == pytest.approx(1 / 7)
+    assert found.top5_accuracy == pytest.approx(5 / 7)
+    assert found.majority == ("class 3", pytest.approx(1 / 7))
+
+
+@given(n=st.integers(1, 40), n_classes=st.sampled_from([2, 3, 7]), seed=st.integers(0, 10**6))
+def test_the_bootstrap_is_the_slow_one_on_the_same_resamples(n, n_classes, seed) -> None:
+    """Figures of a vector of counts are scikit-learn's on rows that are repeated so often."""
+    y, p = sample(n, n_classes, seed)
+    terms = _terms(y, p, n_classes)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=3)
+    figures = terms.figures(counts.astype(float))
+    for b, count in enumerate(counts):
+        rows = np.repeat(np.arange(n), count)
+        yb, pb = y[rows], p[rows]
+        hard, occurring = pb.argmax(axis=1), np.unique(yb)
+        slow = {
+            "accuracy": sk.accuracy_score(yb, hard),
+            "balanced_accuracy": np.mean([np.mean(hard[yb == k] == k) for k in occurring]),
+            "macro_f1": sk.f1_score(yb, hard, labels=occurring, average="macro", zero_division=0),
+            "log_loss": sk.log_loss(yb, pb, labels=np.arange(n_classes)),
+            "calibration_error": expected_calibration_error(yb, pb),
+        }
+        if n_classes > 5:
+            slow["top5_accuracy"] = sk.top_k_accuracy_score(
+                yb, pb, k=5, labels=np.arange(n_classes)
+            )
+        assert {name: pytest.approx(values[b]) for name, values in figures.items()} == slow
+
+
+def test_intervals_are_the_percentiles_of_the_resamples() -> None:
+    """1,000 resamples with the seed's own draws, 2.5 % off either end."""
+    y, p = sample(30, 3, 5)
+    terms = _terms(y, p, 3)
+    draws = np.random.default_rng(7).multinomial(30, np.full(30, 1 / 30), size=1000)
+    hit = p.argmax(axis=1) == y
+    low, high = np.quantile(draws @ hit / 30, (0.025, 0.975))
+    assert confidence_intervals(terms, seed=7)["accuracy"] == (pytest.approx(low), pytest.approx(high))
+
+
+def test_resamples_in_blocks_are_the_resamples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little memory a block may take, the intervals stay the same."""
+    y, p = sample(50, 4, 1)
+    whole = confidence_intervals(_terms(y, p, 4), seed=3)
+    monkeypatch.setattr("featpipe.metrics.bootstrap._AT_ONCE", 50 * 7)
+    blocks = confidence_intervals(_terms(y, p, 4), seed=3)
+    assert {name: pytest.approx(pair) for name, pair in whole.items()} == blocks
+
+
+@pytest.mark.parametrize("n_classes", [2, 8])
+def test_an_interval_contains_its_figure_and_is_narrower_for_more_rows(n_classes) -> None:
+    """Means lie inside their interval; ten times the rows give about a third of the width."""
+    few = compute_metrics(*sample(100, n_classes, 2), names(n_classes), majority=0)
+    many = compute_metrics(*sample(1000, n_classes, 2), names(n_classes), majority=0)
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
+        for found in (few, many):
+            low, high = found.intervals[name]
+            assert low < getattr(found, name) < high
+        width_few, width_many = (np.diff(m.intervals[name])[0] for m in (few, many))
+        assert width_many < 0.5 * width_few
+
+
+def test_rows_of_one_group_widen_the_interval() -> None:
+    """Ten copies of every row, as one group: the width is that of the rows without copies."""
+    y, p = sample(60, 3, 4)
+    y10, p10 = np.repeat(y, 10), np.repeat(p, 10, axis=0)
+    groups = np.repeat(np.arange(60), 10)
+    once = compute_metrics(y, p, names(3), majority=0).intervals["accuracy"]
+    grouped = compute_metrics(y10, p10, names(3), majority=0, groups=groups)
+    alone = compute_metrics(y10, p10, names(3), majority=0)
+    assert grouped.intervals["accuracy"] == pytest.approx(once)
+    assert np.diff(alone.intervals["accuracy"]) < 0.5 * np.diff(once)
+
+
+def test_groups_may_be_names() -> None:
+    """Groups are compared, never computed with: any values give the intervals of their ranks."""
+    y, p = sample(40, 2, 0)
+    numbers = np.arange(40) // 4
+    named = np.array([f"patient {g:02d}" for g in numbers], dtype=object)
+    by_number = compute_metrics(y, p, names(2), majority=0, groups=numbers).intervals
+    assert compute_metrics(y, p, names(2), majority=0, groups=named).intervals == by_number
+
+
+def test_one_row_is_measured() -> None:
+    """A single image has figures, and intervals of no width."""
+    found = compute_metrics(np.array([1]), np.array([[0.25, 0.75]]), ["a", "b"], majority=0)
+    assert (found.accuracy, found.balanced_accuracy, found.macro_f1) == (1.0, 1.0, 1.0)
+    assert found.intervals["accuracy"] == (1.0, 1.0)
+    assert found.majority == ("a", 0.0)
+
+
+def test_json_has_plain_values_alone() -> None:
+    """`to_json` can be written as it is, and holds every figure."""
+    import json
+
+    found = compute_metrics(*sample(20, 6, 0), names(6), majority=1)
+    value = found.to_json()
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert list(value) == [
+        "n_samples",
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "log_loss",
+        "calibration_error",
+        "top5_accuracy",
+        "intervals_95",
+        "majority_class",
+        "per_class",
+        "confusion_matrix",
+    ]
+    assert value["majority_class"] == {"label": "class 1", "accuracy": found.majority[1]}
+    assert value["per_class"][2]["support"] == sum(value["confusion_matrix"][2])

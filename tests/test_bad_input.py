@@ -208,7 +208,7 @@ def cosines(store: str, name: str) -> dict[str, float]:
 
 
 def test_every_format_gives_the_vector_of_the_picture(run_cli: Run, place: Path) -> None:
-    """GIF to WebP, wrong suffixes, alpha, palette, 16 bits, CMYK: the same picture, the same vector.
+    """GIF to WebP, wrong suffixes, alpha, palette, 16 bits, CMYK: one picture, one vector.
 
     With the built-in backbone. Lossless forms agree exactly; 256 colours and lossy ones nearly.
     """

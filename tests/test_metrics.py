@@ -177,11 +177,31 @@ def test_groups_may_be_names() -> None:
 
 
 def test_one_row_is_measured() -> None:
-    """A single image has figures, and intervals of no width."""
+    """A single image has figures; being right about it proves next to nothing."""
     found = compute_metrics(np.array([1]), np.array([[0.25, 0.75]]), ["a", "b"], majority=0)
     assert (found.accuracy, found.balanced_accuracy, found.macro_f1) == (1.0, 1.0, 1.0)
-    assert found.intervals["accuracy"] == (1.0, 1.0)
+    assert found.intervals["accuracy"] == (pytest.approx(0.025), 1.0)
     assert found.majority == ("a", 0.0)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_and_all_wrong_get_the_exact_interval(right: bool) -> None:
+    """40 of 40 or 0 of 40: Clopper and Pearson's interval, not one without width."""
+    from scipy.stats import binomtest
+
+    y = np.tile([0, 1], 20)
+    p = np.where((y[:, None] == [[0, 1]]) == right, 0.9, 0.1)
+    found = compute_metrics(y, p, ["a", "b"], majority=0)
+    exact = binomtest(40 if right else 0, 40).proportion_ci(0.95, "exact")
+    assert found.intervals["accuracy"] == (pytest.approx(exact.low), pytest.approx(exact.high))
+
+
+def test_the_exact_interval_counts_groups_not_rows() -> None:
+    """Forty rows of four patients, all right: as sure as four trials make it."""
+    y = np.tile([0, 1], 20)
+    p = np.where(y[:, None] == [[0, 1]], 0.9, 0.1)
+    found = compute_metrics(y, p, ["a", "b"], majority=0, groups=np.arange(40) // 10)
+    assert found.intervals["accuracy"] == (pytest.approx(0.025 ** (1 / 4)), 1.0)
 
 
 def test_json_has_plain_values_alone() -> None:

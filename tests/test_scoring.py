@@ -69,7 +69,7 @@ def broken(photos: Path) -> Path:
     """`photos` with a truncated image and a link that leads nowhere."""
     whole = (photos / "living" / "cat.jpg").read_bytes()
     (photos / "living" / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    (photos / "things" / "gone.jpg").symlink_to("/nowhere/at/all.jpg")
+    (photos / "things" / "gone.jpg").symlink_to("/nowhere.jpg")
     return photos
 
 

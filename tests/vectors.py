@@ -15,7 +15,6 @@ from featpipe._files import content_key
 from featpipe.store import EmbeddingStore, Index, Manifest, Outcome, StoreWriter
 from featpipe.types import ImageRef
 
-DEMO = Path(__file__).parents[1] / "featpipe" / "demo" / "data"
 
 
 def card(dimension: int, name: str = "tiny", fingerprint: str = "0123456789abcdef") -> dict[str, Any]:
@@ -61,10 +60,12 @@ def make_store(
 @lru_cache(maxsize=1)
 def demo_vectors() -> tuple[NDArray[np.float32], list[str], list[str]]:
     """Return vectors, labels and splits of the demo's photographs, by the built-in backbone."""
-    from featpipe import embed
+    from featpipe.demo.dataset import unpack
+    from featpipe.embedding import embed
 
     with tempfile.TemporaryDirectory() as folder:
-        store = embed(DEMO, Path(folder) / "demo.store", device="cpu").store
+        images = unpack(Path(folder) / "surfaces").images
+        store = embed(images, output=Path(folder) / "store", device="cpu")
         X = np.array(store.X, dtype=np.float32)
         return X, [str(v) for v in store.labels()], [str(v) for v in store.splits]
 

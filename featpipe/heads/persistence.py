@@ -26,7 +26,15 @@ from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.pipeline import Pipeline
 
 from featpipe import __version__
-from featpipe._files import atomic_file, content_key, make_folder, printable, read_json, write_json
+from featpipe._files import (
+    atomic_file,
+    content_key,
+    lock,
+    make_folder,
+    printable,
+    read_json,
+    write_json,
+)
 from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_of, arrays_table
 from featpipe.heads.head import Head
@@ -35,11 +43,15 @@ from featpipe.heads.registry import HEADS
 FORMAT = 1
 KIND = "featpipe.head"
 RECORD, MODEL, STAGED = "head.json", "model.skops", "head.json.next"
+LOCK, _LOCK_SECONDS = ".lock", 30.0
 MAX_BYTES = 2**31
 _SLACK = 2**20
 """What a model may hold beside its arrays, unpacked."""
 
-TRUSTED = ("featpipe.heads.centroid.CosineCentroid",)
+TRUSTED = (
+    "featpipe.heads.centroid.CosineCentroid",
+    "featpipe.heads.discriminant.ShrunkDiscriminant",
+)
 """The only types that are loaded beside those that skops itself trusts."""
 
 
@@ -53,24 +65,33 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> Path:
     ------
     WriteError
         When the operating system refuses to write.
+    LockedError
+        When another process writes there for longer than half a minute.
     HeadError
         When the folder holds other things.
     """
     folder = Path(path)
     make_folder(folder)
-    strangers = [p.name for p in folder.iterdir() if p.name not in {RECORD, MODEL, STAGED}]
+    _refuse_strangers(folder)
+    model = skops.io.dumps(head.pipeline, compression=zipfile.ZIP_DEFLATED)
+    what = f"the head {path}"
+    with lock(folder / LOCK, what=what, timeout=_LOCK_SECONDS, remove=True):
+        write_json(folder / STAGED, _record(head, model))
+        with atomic_file(folder / MODEL) as file:
+            file.write(model)
+        os.replace(folder / STAGED, folder / RECORD)
+    return folder
+
+
+def _refuse_strangers(folder: Path) -> None:
+    ours = {RECORD, MODEL, STAGED, LOCK}
+    strangers = [p.name for p in folder.iterdir() if p.name not in ours]
     strangers = [name for name in strangers if not name.endswith(".tmp")]
     if strangers and not (folder / RECORD).exists():
         raise HeadError(
             f"{printable(str(folder))} holds other things (such as {printable(strangers[0])}) and "
             "is no head: give an empty or new folder with -o"
         )
-    model = skops.io.dumps(head.pipeline, compression=zipfile.ZIP_DEFLATED)
-    write_json(folder / STAGED, _record(head, model))
-    with atomic_file(folder / MODEL) as file:
-        file.write(model)
-    os.replace(folder / STAGED, folder / RECORD)
-    return folder
 
 
 def _record(head: Head, model: bytes) -> dict[str, Any]:

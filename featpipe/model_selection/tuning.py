@@ -72,7 +72,10 @@ def fit_tuned(
     tune : bool
         False fits the default parameters alone; the folds then serve the temperature.
     """
-    grid = [p for p in spec.grid if _feasible(p, folds)] if tune else [spec.default]
+    if tune:
+        grid = [parameters for parameters in spec.grid if _feasible(parameters, folds)]
+    else:
+        grid = [_reduced(spec.default, folds)]
     scores = _held_out_scores(spec, X, y, folds, grid, seed, on_fit)
     temperatures = [fit_temperature(s, y) for s in scores]
     losses = [log_losses(s, y, t) for s, t in zip(scores, temperatures, strict=True)]
@@ -128,7 +131,18 @@ def _shifted(on_fit: OnFit | None, number: int, of: int) -> OnFit | None:
 
 def _feasible(parameters: Mapping[str, Any], folds: Sequence[Fold]) -> bool:
     """Tell whether the smallest fitting side has as many rows as neighbours are asked for."""
-    return bool(parameters.get("n_neighbors", 1) <= min(len(fit) for fit, _ in folds))
+    return bool(parameters.get("n_neighbors", 1) <= _fewest(folds))
+
+
+def _reduced(parameters: Mapping[str, Any], folds: Sequence[Fold]) -> Mapping[str, Any]:
+    """Ask for no more neighbours than the smallest fitting side has rows."""
+    if _feasible(parameters, folds):
+        return parameters
+    return {**parameters, "n_neighbors": _fewest(folds)}
+
+
+def _fewest(folds: Sequence[Fold]) -> int:
+    return min(len(fit) for fit, _ in folds)
 
 
 def _held_out_scores(

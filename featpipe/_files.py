@@ -61,7 +61,7 @@ def escape_path(path: str) -> str:
 
 
 def unescape_path(text: str) -> str:
-    """Undo `escape_path`.
+    r"""Undo `escape_path`.
 
     >>> unescape_path(escape_path("caf\udce9.jpg")) == "caf\udce9.jpg"
     True

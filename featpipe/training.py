@@ -16,7 +16,7 @@ from featpipe.heads import Head, HeadSpec, head_spec
 from featpipe.heads.persistence import data_digest
 from featpipe.metrics import Metrics, compute_metrics
 from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
-from featpipe.store import EmbeddingStore
+from featpipe.store import EmbeddingStore, label_conflicts
 from featpipe.types import Progress, ProgressCallback
 
 Ints = NDArray[np.int64]
@@ -132,7 +132,7 @@ class _Training:
     def go(self) -> Head:
         train, held, held_name = self._divide()
         rows = labelled_rows(self._store, train, self._target)
-        self._say_two_labels(rows)
+        self._say_two_labels(train)
         folds = make_folds(rows.y, rows.units, self._cv, self._seed, rows.classes)
         if len(folds) < self._cv:
             self._notes.add(
@@ -198,28 +198,24 @@ class _Training:
         self._count("without a label", (~labelled).sum())
         if "train" in names:
             self._count("in no split", (outside & labelled).sum())
-        held_name = next((name for name in ("test", "val") if name in names), "")
+        measured = {name for name in ("test", "val") if (labelled & (splits == name)).any()}
+        held_name = next((name for name in ("test", "val") if name in measured), "")
         if not held_name:
             return np.flatnonzero(learn & labelled), None, ""
-        if {"test", "val"} <= names:
+        if {"test", "val"} <= measured:
             self._count("of the split val", ((splits == "val") & labelled).sum())
         held = np.flatnonzero((splits == held_name) & labelled)
-        return np.flatnonzero(learn & labelled), (held if len(held) else None), held_name
+        return np.flatnonzero(learn & labelled), held, held_name
 
     def _count(self, what: str, count: int) -> None:
         if count:
             self._notes.add(f"{count} images {what} are not used")
 
-    def _say_two_labels(self, rows: LabelledRows) -> None:
-        first: dict[bytes, int] = {}
-        clashes = {
-            key for key, y in zip(rows.keys, rows.y, strict=True) if first.setdefault(key, y) != y
-        }
-        if clashes:
-            self._notes.add(
-                f"{len(clashes)} images stand in the training split under two labels: correct "
-                "them, the head cannot be right about both"
-            )
+    def _say_two_labels(self, train: Ints) -> None:
+        store = self._store
+        rows = ((store.keys[i], store.paths[i], self._labels[i]) for i in train)
+        for conflict in label_conflicts(rows):
+            self._notes.add(conflict)
 
     def _nested(self, rows: LabelledRows) -> Mapping[str, Any]:
         probabilities = nested_probabilities(

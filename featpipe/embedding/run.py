@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,14 @@ from featpipe.embedding.engine import EmbeddedBatch, stream
 from featpipe.embedding.plan import Plan, make_plan
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
 from featpipe.sources import Source, SourceLike, open_source
-from featpipe.store import EmbeddingStore, Index, Manifest, Outcome, StoreWriter
+from featpipe.store import (
+    EmbeddingStore,
+    Index,
+    Manifest,
+    Outcome,
+    StoreWriter,
+    label_conflicts,
+)
 from featpipe.types import Failure, ImageRef, Key, Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -397,7 +404,9 @@ class _Run:
 
     def _two_labels(self) -> list[str]:
         pairs = zip(self._plan.refs, self._plan.outcomes, strict=True)
-        return two_labels_notes((outcome.key, ref) for ref, outcome in pairs if outcome is not None)
+        return label_conflicts(
+            (outcome.key, ref.path, ref.label) for ref, outcome in pairs if outcome is not None
+        )
 
     def _tell(self) -> None:
         if self._progress is not None:
@@ -405,25 +414,6 @@ class _Run:
             self._progress(
                 Progress(self._tally.done, len(self._plan.refs), max(reused, 0), self._tally.failed)
             )
-
-
-def two_labels_notes(images: Iterable[tuple[Key | None, ImageRef]]) -> list[str]:
-    """Name the images that have equal contents and different labels."""
-    first: dict[Key, ImageRef] = {}
-    clashes: list[str] = []
-    for key, ref in images:
-        if key is None or ref.label is None:
-            continue
-        other = first.setdefault(key, ref)
-        if other.label != ref.label:
-            clashes.append(
-                f"{printable(other.path)} ({printable(other.label or '')}) = "
-                f"{printable(ref.path)} ({printable(ref.label)})"
-            )
-    if not clashes:
-        return []
-    more = f" and {len(clashes) - 3} more" if len(clashes) > 3 else ""
-    return [f"equal images under two labels: {'; '.join(clashes[:3])}{more}: correct one label"]
 
 
 def _nothing_found(source: Source) -> str:

@@ -121,7 +121,7 @@ def evaluate(
     rows = np.array([i for i in chosen if labels[i] in known], dtype=np.int64)
     if not len(rows):
         raise LabelError(_nothing_to_measure(opened, fitted, name, labels[chosen]))
-    notes = _notes(opened, fitted, name, split, labels[chosen], len(rows))
+    notes = _notes(opened, fitted, name, split, labels, chosen, len(rows))
     y = np.array([known[labels[i]] for i in rows], dtype=np.int64)
     probabilities = fitted.predict_proba(finite_vectors(opened, rows))
     groups = None if opened.groups is None else opened.groups[rows]
@@ -179,9 +179,11 @@ def _notes(
     head: Head,
     name: str | None,
     asked: str | None,
-    labels: NDArray[np.object_],
+    all_labels: NDArray[np.object_],
+    chosen: NDArray[np.int64],
     n_known: int,
 ) -> list[str]:
+    labels = all_labels[chosen]
     notes = []
     unknown = sorted({str(label) for label in labels} - set(head.classes))
     if unknown:
@@ -189,12 +191,23 @@ def _notes(
             f"{len(labels) - n_known} images have labels that the head does not know "
             f"({', '.join(printable(label) for label in unknown[:5])}) and are left out"
         )
+    unlabelled = sum(
+        label is None and (name is None or part == name)
+        for label, part in zip(all_labels, store.splits, strict=True)
+    )
+    if unlabelled:
+        notes.append(f"{unlabelled} images without a label are left out")
     fitted_here = head.report.get("data", {}).get("source") == store.source
     if fitted_here and (name == "train" or (name is None and asked in {None, "all"})):
         notes.append(
             "the head was fitted on these images: the figures are too good; its estimate for new "
             "ones is what `featpipe fit` printed"
         )
+    elif fitted_here and name is not None:
+        learnt = {store.keys[i] for i in np.flatnonzero(store.splits == "train")}
+        twins = sum(store.keys[i] in learnt for i in chosen)
+        if twins:
+            notes.append(f"{twins} of these images are in the training split, too")
     return notes
 
 

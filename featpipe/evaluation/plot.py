@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,9 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> Path:
     left, right = figure.subplots(1, 2, width_ratios=[side, 4.2])
     _draw_confusion(left, figure, evaluation)
     _draw_reliability(right, evaluation)
-    with atomic_file(path) as file:
+    with atomic_file(path) as file, warnings.catch_warnings():
+        # A class may be named in a script that the font lacks: a box is drawn then.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(file, format=path.suffix[1:].lower())
     return path
 
@@ -59,7 +62,8 @@ def _draw_confusion(axes: Any, figure: Any, evaluation: Evaluation) -> None:
     counts = np.array(evaluation.metrics.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [printable(name)[:24] for name in evaluation.classes]
+    # A dollar would begin a formula.
+    names = [printable(name)[:24].replace("$", r"\$") for name in evaluation.classes]
     size = 9 if len(names) <= 12 else 7 if len(names) <= 40 else 4
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)

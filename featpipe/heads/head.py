@@ -84,7 +84,12 @@ class Head:
     @cached_property
     def digest(self) -> str:
         """Digest of everything that decides a prediction: equal heads predict equally."""
-        identity = f"{self.name}\n{self.temperature!r}\n{self.fingerprint}\n{self.classes!r}"
+        # Neighbours to ask are a parameter, and stand in no array.
+        parameters = sorted(self.parameters.items())
+        identity = (
+            f"{self.name}\n{parameters!r}\n{self.temperature!r}\n{self.fingerprint}\n"
+            f"{self.classes!r}"
+        )
         return arrays_digest(arrays_of(self.pipeline), identity)
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803

@@ -39,6 +39,7 @@ from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_of, arrays_table
 from featpipe.heads.head import Head
 from featpipe.heads.registry import HEADS
+from featpipe.heads.soundness import find_flaw
 
 FORMAT = 1
 KIND = "featpipe.head"
@@ -353,6 +354,16 @@ def _check_pipeline(path: Path, pipeline: Any, record: _Record) -> None:
         raise _damaged(path, "its classes are not those of head.json")
     if getattr(estimator, "n_features_in_", None) != record.backbone["dimension"]:
         raise _damaged(path, "it reads vectors of another length than its backbone gives")
+    flaw = find_flaw(
+        pipeline,
+        arrays,
+        head=record.head,
+        parameters=record.parameters,
+        n_classes=len(record.classes),
+        dimension=record.backbone["dimension"],
+    )
+    if flaw:
+        raise _damaged(path, flaw)
 
 
 def _damaged(path: Path, why: str) -> HeadError:

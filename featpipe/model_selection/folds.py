@@ -46,7 +46,7 @@ def units_of(keys: Sequence[bytes], groups: NDArray[Any] | None = None) -> Ints:
 
 
 def make_folds(
-    y: Ints, units: Ints, n_splits: int, seed: int, classes: Sequence[str]
+    y: Ints, units: Ints, n_splits: int, seed: int, classes: Sequence[str], *, least: int = 1
 ) -> list[Fold]:
     """Return stratified folds that keep units whole.
 
@@ -57,11 +57,13 @@ def make_folds(
     units : ndarray of int, (n,)
     n_splits : int
         At least 2; fewer are made where a class has fewer units.
+    least : int
+        Units that every class keeps on each fitting side: 2 where that is divided again.
 
     Raises
     ------
     LabelError
-        When a class has a single unit: nothing can be held out of it.
+        When a class has no more than ``least`` units: nothing can be held out of it.
     """
     per_class = _units_per_class(y, units, len(classes))
     fewest = int(per_class.min())

@@ -107,12 +107,22 @@ def nested_probabilities(
 ) -> Floats:
     """Return held-out probabilities, (n, K), of heads that were tuned without the row's fold.
 
+    Raises
+    ------
+    LabelError
+        When a class has fewer than three units: one to hold out, two to tune on.
+
     References
     ----------
     Varma, Simon 2006, "Bias in Error Estimation When Using Cross-Validation for Model
     Selection", BMC Bioinformatics 7:91.
+
+    Raises
+    ------
+    LabelError
+        When a class has fewer than three units: one to hold out, two to tune on.
     """
-    outer = make_folds(y, units, n_splits, seed, classes)
+    outer = make_folds(y, units, n_splits, seed, classes, least=2)
     probabilities = np.zeros((len(y), len(classes)))
     for number, (fit, held) in enumerate(outer):
         inner = make_folds(y[fit], units[fit], n_splits, seed, classes)

@@ -1,5 +1,6 @@
 """Vectors on disk: immutable parts, one index, nothing that a crash can break."""
 
+from featpipe.store.conflicts import label_conflicts
 from featpipe.store.index import Index, Outcome
 from featpipe.store.maintenance import (
     collect_garbage,
@@ -20,6 +21,7 @@ __all__ = [
     "StoreWriter",
     "collect_garbage",
     "disk_usage",
+    "label_conflicts",
     "merge_stores",
     "newest_store",
     "verify_store",

@@ -67,7 +67,9 @@ def test_certainty_about_the_wrong_class_costs_much_and_not_infinitely() -> None
     assert compute_metrics(y, p, ["a", "b"], majority=0).log_loss == pytest.approx(
         -np.log(np.finfo(float).eps) / 2
     )
-    assert compute_metrics(y, p, ["a", "b"], majority=0).log_loss == pytest.approx(sk.log_loss(y, p))
+    assert compute_metrics(y, p, ["a", "b"], majority=0).log_loss == pytest.approx(
+        sk.log_loss(y, p)
+    )
 
 
 def test_the_calibration_error_is_the_one_computed_by_hand() -> None:
@@ -76,7 +78,9 @@ def test_the_calibration_error_is_the_one_computed_by_hand() -> None:
     y = np.array([0, 0, 1])
     expected = (2 * 0.45 + 0.4) / 3
     assert expected_calibration_error(y, p) == pytest.approx(expected)
-    assert compute_metrics(y, p, ["a", "b"], majority=0).calibration_error == pytest.approx(expected)
+    assert compute_metrics(y, p, ["a", "b"], majority=0).calibration_error == pytest.approx(
+        expected
+    )
 
 
 def test_reliability_fills_the_bins_of_the_top_probability() -> None:
@@ -130,7 +134,10 @@ def test_intervals_are_the_percentiles_of_the_resamples() -> None:
     draws = np.random.default_rng(7).multinomial(30, np.full(30, 1 / 30), size=1000)
     hit = p.argmax(axis=1) == y
     low, high = np.quantile(draws @ hit / 30, (0.025, 0.975))
-    assert confidence_intervals(terms, seed=7)["accuracy"] == (pytest.approx(low), pytest.approx(high))
+    assert confidence_intervals(terms, seed=7)["accuracy"] == (
+        pytest.approx(low),
+        pytest.approx(high),
+    )
 
 
 def test_resamples_in_blocks_are_the_resamples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

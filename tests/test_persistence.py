@@ -41,7 +41,9 @@ def head(name: str = "logreg", seed: int = 0) -> Head:
     X = rng.normal(size=(40, 6)).astype(np.float32)
     y = (X[:, 0] > 0).astype(np.int64)
     pipeline = HEADS[name].pipeline(HEADS[name].default, 0).fit(X, y)
-    return Head(name, ("no", "yes"), pipeline, 1.5, card(6), HEADS[name].default, (20, 20), {"n": 1})
+    return Head(
+        name, ("no", "yes"), pipeline, 1.5, card(6), HEADS[name].default, (20, 20), {"n": 1}
+    )
 
 
 @pytest.fixture
@@ -99,7 +101,9 @@ def test_the_folder_holds_two_files_and_plain_json(saved: Path) -> None:
     ]
     assert record["classes"] == ["no", "yes"]
     assert sorted(record["versions"]) == ["featpipe", "numpy", "scikit-learn", "skops"]
-    assert zipfile.ZipFile(saved / "model.skops").infolist()[0].compress_type == zipfile.ZIP_DEFLATED
+    assert (
+        zipfile.ZipFile(saved / "model.skops").infolist()[0].compress_type == zipfile.ZIP_DEFLATED
+    )
     assert load_head(saved).report == {"n": 1}
 
 
@@ -353,9 +357,11 @@ def test_another_version_of_scikit_learn_is_no_reason_to_refuse(saved: Path) -> 
         contents = {name: archive.read(name) for name in archive.namelist()}
     from sklearn import __version__ as installed
 
-    contents["schema.json"] = contents["schema.json"].replace(
-        f'"{installed}"'.encode(), b'"1.8.0"'
-    ).replace(f'\\"{installed}\\"'.encode(), b'\\"1.8.0\\"')
+    contents["schema.json"] = (
+        contents["schema.json"]
+        .replace(f'"{installed}"'.encode(), b'"1.8.0"')
+        .replace(f'\\"{installed}\\"'.encode(), b'\\"1.8.0\\"')
+    )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, value in contents.items():
@@ -503,7 +509,7 @@ def test_a_head_digest_changes_with_what_decides_a_prediction() -> None:
     arrays = arrays_of(base.pipeline)
     assert base.digest != head(seed=1).digest
     assert base.digest != head("ridge").digest
-    assert base.digest == Head(**{**vars_of(base)}).digest
+    assert base.digest == Head(**vars_of(base)).digest
     for field, value in (
         ("temperature", 1.6),
         ("classes", ("no", "yep")),

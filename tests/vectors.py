@@ -16,8 +16,9 @@ from featpipe.store import EmbeddingStore, Index, Manifest, Outcome, StoreWriter
 from featpipe.types import ImageRef
 
 
-
-def card(dimension: int, name: str = "tiny", fingerprint: str = "0123456789abcdef") -> dict[str, Any]:
+def card(
+    dimension: int, name: str = "tiny", fingerprint: str = "0123456789abcdef"
+) -> dict[str, Any]:
     """Return the least that a store says of its backbone."""
     return {"name": name, "fingerprint": fingerprint, "dimension": dimension}
 

@@ -25,20 +25,29 @@ def _lines() -> Iterator[str]:
     yield "# The command line"
     yield ""
     yield "Made by `make docs` from the commands themselves; change the help there, not here."
-    yield from _section("featpipe", cli)
-    for name in cli.list_commands(click.Context(cli)):
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        yield from _section(f"featpipe {name}", command)
-
-
-def _section(name: str, command: click.Command) -> Iterator[str]:
     # A width of its own: the page does not depend on the terminal that it is made in.
-    context = click.Context(
-        command, info_name=name, terminal_width=_WIDTH, max_content_width=_WIDTH
+    top = click.Context(
+        cli,
+        info_name="featpipe",
+        **{**cli.context_settings, "terminal_width": _WIDTH, "max_content_width": _WIDTH},
     )
-    text = command.get_help(context)
-    yield from ("", f"## {name}", "", "```", *(line.rstrip() for line in text.splitlines()), "```")
+    yield from _section(top)
+    for name in cli.list_commands(top):
+        command = cli.get_command(top, name)
+        assert command is not None
+        yield from _section(click.Context(command, parent=top, info_name=name))
+
+
+def _section(context: click.Context) -> Iterator[str]:
+    text = context.get_help()
+    yield from (
+        "",
+        f"## {context.command_path}",
+        "",
+        "```",
+        *(line.rstrip() for line in text.splitlines()),
+        "```",
+    )
 
 
 def main() -> None:

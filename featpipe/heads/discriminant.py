@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.base import BaseEstimator
 from sklearn.linear_model._base import LinearClassifierMixin
@@ -56,20 +56,21 @@ class ShrunkDiscriminant(LinearClassifierMixin, BaseEstimator):  # type: ignore[
         ValueError
             When there is one class only.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64)  # noqa: N806
+        rows: NDArray[np.float64]
+        rows, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
-        self.classes_, member = np.unique(y, return_inverse=True)
+        self.classes_, member = np.unique(np.asarray(y), return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("there is one class only: a discriminant needs two at least")
         counts = np.bincount(member)
-        means = np.stack([X[member == k].mean(axis=0) for k in range(len(counts))])
-        within = X - means[member]
-        covariance = within.T @ within * ((1 - self.shrinkage) / len(X))
+        means = np.stack([rows[member == k].mean(axis=0) for k in range(len(counts))])
+        within = rows - means[member]
+        covariance = within.T @ within * ((1 - self.shrinkage) / len(rows))
         # With one row a class nothing is known of their spread: the nearest mean is what is left.
-        variance = np.einsum("ij,ij->", within, within) / X.size or 1.0
+        variance = np.einsum("ij,ij->", within, within) / rows.size or 1.0
         covariance[np.diag_indices_from(covariance)] += self.shrinkage * variance
         self.coef_ = cho_solve(cho_factor(covariance, overwrite_a=True), means.T).T
-        self.intercept_ = np.log(counts / len(X)) - 0.5 * (means * self.coef_).sum(axis=1)
+        self.intercept_ = np.log(counts / len(rows)) - 0.5 * (means * self.coef_).sum(axis=1)
         if len(counts) == 2:
             self.coef_ = self.coef_[1:] - self.coef_[:1]
             self.intercept_ = self.intercept_[1:] - self.intercept_[:1]

@@ -46,6 +46,7 @@ KIND = "featpipe.head"
 RECORD, MODEL, STAGED = "head.json", "model.skops", "head.json.next"
 LOCK, _LOCK_SECONDS = ".lock", 30.0
 MAX_BYTES = 2**31
+_READINGS = 3
 _SLACK = 2**20
 """What a model may hold beside its arrays, unpacked."""
 
@@ -188,16 +189,19 @@ class _Record:
 
 def _matching(folder: Path) -> tuple[_Record, bytes]:
     """Return the record that belongs to the model, and the model's bytes."""
-    record = _read_record(folder / RECORD) if (folder / RECORD).exists() else None
-    model = _read_model(folder / MODEL)
-    digest = content_key(model).hex()
-    if record is not None and record.digest == digest:
-        return record, model
-    if (folder / STAGED).exists():
-        staged = _read_record(folder / STAGED)
-        if staged.digest == digest:
-            return staged, model
+    # Another process may be saving right now: what changes between two readings is read again.
+    for _ in range(_READINGS):
+        model = _read_model(folder / MODEL)
+        digest = content_key(model).hex()
+        for name in (RECORD, STAGED):
+            record = _record_if_there(folder / name)
+            if record is not None and record.digest == digest:
+                return record, model
     raise _damaged(folder / MODEL, f"it is not the file that {RECORD} describes")
+
+
+def _record_if_there(path: Path) -> _Record | None:
+    return _read_record(path) if path.exists() else None
 
 
 def _read_model(path: Path) -> bytes:
@@ -211,9 +215,11 @@ def _read_model(path: Path) -> bytes:
 
 def _read_record(path: Path) -> _Record:
     value = read_json(path, HeadError)
-    found = value.get("format")
-    if value.get("kind") != KIND or not isinstance(found, int):
-        raise _damaged(path, "it does not describe a head")
+    if value.get("kind") != KIND:
+        raise _damaged(path, "its field 'kind' is missing or amiss")
+    found: Any = value.get("format")
+    if not _is_count(found):
+        raise _damaged(path, "its field 'format' is missing or amiss")
     if found > FORMAT:
         raise HeadError(
             f"{printable(str(path.parent))} has format {found}, written by a newer featpipe; this "

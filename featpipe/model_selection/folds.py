@@ -6,6 +6,7 @@ video), and images with the same content.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -67,24 +68,27 @@ def make_folds(
     """
     per_class = _units_per_class(y, units, len(classes))
     fewest = int(per_class.min())
-    if fewest < 2:
-        raise LabelError(_too_few(classes, per_class, y))
+    if fewest <= least:
+        raise LabelError(_too_few(classes, per_class, y, least))
     n_splits = min(n_splits, fewest)
+    while fewest - math.ceil(fewest / n_splits) < least:
+        n_splits += 1
     alone = len(np.unique(units)) == len(units)
     if alone:
         splitter: Any = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
         return list(splitter.split(y, y))
-    return _grouped(y, units, n_splits, seed)
+    return _grouped(y, units, n_splits, seed, least)
 
 
-def _grouped(y: Ints, units: Ints, n_splits: int, seed: int) -> list[Fold]:
+def _grouped(y: Ints, units: Ints, n_splits: int, seed: int, least: int) -> list[Fold]:
     """Try a few seeds: a greedy split of groups may leave a class out of a fitting side."""
-    n_classes = len(np.unique(y))
+    n_classes = int(y.max()) + 1
     for fewer in range(n_splits, 1, -1):
         for attempt in range(20):
             splitter = StratifiedGroupKFold(fewer, shuffle=True, random_state=seed + attempt)
             folds: list[Fold] = list(splitter.split(y, y, units))
-            if all(len(np.unique(y[fit])) == n_classes and len(held) for fit, held in folds):
+            kept = [_units_per_class(y[fit], units[fit], n_classes).min() for fit, _ in folds]
+            if min(kept) >= least and all(len(held) for _, held in folds):
                 return folds
     raise LabelError(
         "the groups cannot be divided so that every class is on both sides: "
@@ -97,9 +101,16 @@ def _units_per_class(y: Ints, units: Ints, n_classes: int) -> Ints:
     return np.bincount(pairs[:, 0], minlength=n_classes)
 
 
-def _too_few(classes: Sequence[str], per_class: Ints, y: Ints) -> str:
-    names = [printable(name) for name, n in zip(classes, per_class, strict=True) if n < 2]
+def _too_few(classes: Sequence[str], per_class: Ints, y: Ints, least: int) -> str:
+    names = [printable(name) for name, n in zip(classes, per_class, strict=True) if n <= least]
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    if least > 1:
+        return (
+            f"{'class' if len(names) == 1 else 'classes'} {shown} "
+            f"{'has' if len(names) == 1 else 'have'} fewer than three distinct images or groups, "
+            "and without a split named test the estimate needs three at least: add images, or put "
+            "some of every class into such a split"
+        )
     what = "distinct image" if np.bincount(y).min() < 2 else "group of images"
     return (
         f"{'class' if len(names) == 1 else 'classes'} {shown} "

@@ -23,7 +23,7 @@ from featpipe.store.index import Index
 from featpipe.store.manifest import FILE_NAME, Manifest
 from featpipe.types import Key
 
-_FIRST_PART_ROWS, _PART_ROWS = 128, 2048
+_FIRST_PART_ROWS, _PART_ROWS = 32, 2048
 
 
 class StoreWriter:
@@ -74,6 +74,7 @@ class StoreWriter:
             When the operating system refuses to write.
         """
         make_folder(path)
+        _refuse_strangers(path)
         with lock(path / ".lock", what=f"the store {path}", timeout=timeout):
             writer = cls(path, _settle(path, manifest))
             try:
@@ -88,7 +89,7 @@ class StoreWriter:
     def append(self, keys: list[Key], vectors: NDArray[np.float32]) -> None:
         """Add vectors, (n, D) float32; a key that is there already is left out.
 
-        They reach the disk in parts of 128, 256 … 2,048 rows: early in a run little is at
+        They reach the disk in parts of 32, 64 … 2,048 rows: early in a run little is at
         risk, later there are few files.
         """
         new = [i for i, key in enumerate(keys) if key not in self.places]
@@ -166,12 +167,6 @@ class StoreWriter:
 def _settle(path: Path, wanted: Manifest) -> Manifest:
     """Return the manifest of an existing store that fits ``wanted``, or write a new one."""
     if not (path / FILE_NAME).exists():
-        strangers = [p.name for p in path.iterdir() if p.name != ".lock"]
-        if strangers and not _is_unborn(path):
-            raise StoreError(
-                f"{printable(str(path))} holds other things (such as {printable(strangers[0])}) "
-                "and is no store: give an empty or new folder with -o"
-            )
         wanted.write(path)
         return wanted
     found = Manifest.read(path)
@@ -191,6 +186,18 @@ def _settle(path: Path, wanted: Manifest) -> Manifest:
     return settled
 
 
-def _is_unborn(path: Path) -> bool:
-    """Tell whether a process died here before it had written the manifest."""
-    return all(p.name == ".lock" or p.name.endswith(".tmp") for p in path.iterdir())
+def _refuse_strangers(path: Path) -> None:
+    """Keep out of a folder that holds other things, before even a lock is put there.
+
+    A process that died before it had written the manifest leaves a lock and temporary files.
+    """
+    if (path / FILE_NAME).exists():
+        return
+    names = sorted(p.name for p in path.iterdir())
+    strangers = [name for name in names if name != ".lock" and not name.endswith(".tmp")]
+    # Another process may have made the store while we looked.
+    if strangers and not (path / FILE_NAME).exists():
+        raise StoreError(
+            f"{printable(str(path))} holds other things (such as {printable(strangers[0])}) "
+            "and is no store: give an empty or new folder with -o"
+        )

@@ -1,0 +1,263 @@
+"""`evaluate`: what is measured, what is said beside it, the table and the picture."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from vectors import card, demo_vectors, make_store, small
+
+from featpipe.errors import FeatpipeError, FingerprintError, LabelError
+from featpipe.evaluation import evaluate, metrics_table
+from featpipe.heads import Head
+from featpipe.metrics import compute_metrics
+from featpipe.store import EmbeddingStore
+from featpipe.training import fit
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> EmbeddingStore:
+    X, labels, splits = demo_vectors()
+    return make_store(tmp_path / "demo", X, labels, splits=splits)
+
+
+@pytest.fixture
+def head(demo: EmbeddingStore) -> Head:
+    return fit(demo, "centroid")
+
+
+def refused(error: type[FeatpipeError], *args, **options) -> str:
+    with pytest.raises(error) as caught:
+        evaluate(*args, **options)
+    return str(caught.value)
+
+
+def test_the_test_split_is_measured_by_default(demo, head) -> None:
+    """The figures are those that `fit` has printed; they stand under their own names."""
+    found = evaluate(head, demo)
+    assert (found.split, found.n_samples) == ("test", 200)
+    assert found.accuracy == head.metrics["accuracy"]
+    assert found.metrics.intervals["accuracy"] == tuple(head.metrics["intervals_95"]["accuracy"])
+    assert found.majority == ("brick", 0.125)
+    assert found.notes == ()
+    assert found.classes == head.classes
+    assert found.probabilities.shape == (200, 8)
+    low, high = found.intervals["accuracy"]
+    assert repr(found) == (
+        f"Evaluation(200 images, accuracy {found.accuracy:.3f} [{low:.3f}, {high:.3f}])"
+    )
+
+
+def test_paths_and_objects_are_alike(demo, head, tmp_path) -> None:
+    """A head and a store may be given as folders."""
+    folder = head.save(tmp_path / "head")
+    found = evaluate(folder, demo.path)
+    assert (found.head, found.store) == (str(folder), str(demo.path))
+    assert found.metrics == evaluate(head, demo).metrics
+    assert evaluate(head, demo).head == repr(head)
+
+
+@pytest.mark.parametrize(("split", "n"), [("train", 160), ("test", 200), ("all", 360)])
+def test_a_split_may_be_chosen(demo, head, split, n) -> None:
+    """What was learnt on is measured on request, with a word of warning."""
+    found = evaluate(head, demo, split=split)
+    assert found.n_samples == n
+    assert found.split == (None if split == "all" else split)
+    too_good = (
+        "the head was fitted on these images: the figures are too good; its estimate for new ones "
+        "is what `featpipe fit` printed"
+    )
+    assert found.notes == (() if split == "test" else (too_good,))
+
+
+def test_val_is_measured_where_there_is_no_test_and_all_where_there_is_neither(tmp_path) -> None:
+    """The defaults, in their order."""
+    X, labels = small(2, 12)
+    val = make_store(tmp_path / "v", X, labels, splits=["train", "val"] * 12)
+    head = fit(val, "centroid", cv=2)
+    assert evaluate(head, val).split == "val"
+    none = make_store(tmp_path / "other" / "n", X, labels)
+    found = evaluate(head, none)
+    assert (found.split, found.n_samples, found.notes) == (None, 24, ())
+
+
+def test_a_split_that_is_not_there_is_said_with_those_that_are(demo, head, tmp_path) -> None:
+    """The names to choose from."""
+    assert refused(LabelError, head, demo, split="val") == (
+        f"{demo.path} has no labelled image in the split 'val' (its splits: test, train): choose "
+        "one of them, or all"
+    )
+    X, labels = small(2, 3)
+    none = make_store(tmp_path / "n", X, labels)
+    assert refused(LabelError, head, none, split="test") == (
+        f"{none.path} has no labelled image in the split 'test' (its splits: none): choose one of "
+        "them, or all"
+    )
+
+
+def test_vectors_of_another_backbone_are_refused_with_both_names(demo, head, tmp_path) -> None:
+    """Fingerprints decide, not names or dimensions."""
+    X, labels = small(2, 3)
+    other = make_store(
+        tmp_path / "o", X, labels, backbone=card(1280, "resnet50", "fedcba9876543210")
+    )
+    assert refused(FingerprintError, head, other) == (
+        f"the head was fitted on tiny (0123456789ab), {other.path} holds vectors of resnet50 "
+        "(fedcba987654): use a store of the head's backbone, or fit a head on this one"
+    )
+
+
+def test_labels_that_the_head_does_not_know_are_left_out_and_counted(head, tmp_path) -> None:
+    """Two unknown labels are named; images without any are counted, too."""
+    X, labels = small(2, 6)
+    labels = ["zebra", "yak\n", None, *labels[3:]]
+    found = evaluate(head, make_store(tmp_path / "other" / "s", X, labels))
+    assert found.n_samples == 9
+    assert found.notes == (
+        "2 images have labels that the head does not know (yak\\n, zebra) and are left out",
+        "1 images without a label are left out",
+    )
+
+
+def test_nothing_to_measure_is_said(head, tmp_path) -> None:
+    """No labels, or only labels that the head has never seen."""
+    X, _labels = small(2, 3)
+    none = make_store(tmp_path / "n", X, [None] * 6)
+    assert refused(LabelError, head, none) == (
+        f"{none.path} has no labelled image: embed it again with class folders or --labels"
+    )
+    strange = make_store(tmp_path / "z", X, ["zebra"] * 6, splits=["test"] * 6)
+    assert refused(LabelError, head, strange) == (
+        f"{strange.path}, split test, has no image with a label that the head knows (brick, fur, "
+        "grass, gravel, retina); it has zebra"
+    )
+
+
+def test_twins_in_the_training_split_are_counted(tmp_path) -> None:
+    """Measured as asked, and said."""
+    X, labels = small(2, 12)
+    contents = [i // 2 if i < 4 else i for i in range(24)]
+    store = make_store(tmp_path / "s", X, labels, splits=["train", "test"] * 12, contents=contents)
+    found = evaluate(fit(store, "centroid", cv=2), store)
+    assert found.notes == ("2 of these images are in the training split, too",)
+
+
+def test_groups_widen_the_intervals(head, tmp_path) -> None:
+    """Images of one patient are drawn together."""
+    X, labels, _ = demo_vectors()
+    noise = np.random.default_rng(0).normal(0, 4 * X.std(), X.shape)
+    groups = [f"{label}-{i % 3}" for i, label in enumerate(labels)]
+    alone = evaluate(head, make_store(tmp_path / "a", X + noise, labels))
+    grouped = evaluate(head, make_store(tmp_path / "g", X + noise, labels, groups=groups))
+    assert alone.accuracy == grouped.accuracy
+    assert grouped.intervals["accuracy"] != alone.intervals["accuracy"]
+
+
+def test_json_is_plain_and_whole(demo, head) -> None:
+    """Where from, on what, the figures, the notes."""
+    value = evaluate(head, demo).to_json()
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert (value["split"], value["n_samples"], value["notes"]) == ("test", 200, [])
+    assert value["classes"] == list(head.classes)
+    assert np.array(value["confusion_matrix"]).sum() == 200
+
+
+def test_an_evaluation_can_be_copied_and_pickled(demo, head) -> None:
+    """Its attributes are looked up in the metrics, and nothing goes round in circles."""
+    found = evaluate(head, demo)
+    for again in (copy.copy(found), copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert again.metrics == found.metrics
+    with pytest.raises(AttributeError):
+        _ = found.no_such_figure
+    with pytest.raises(AttributeError):
+        _ = found._private
+
+
+def metrics_of(n_classes: int, n: int = 400):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, n_classes, n)
+    p = rng.dirichlet(np.ones(n_classes), n) + np.eye(n_classes)[y]
+    names = [f"class {k:02d}" for k in range(n_classes)]
+    return names, y, p / 2, compute_metrics(y, p / 2, names, majority=0)
+
+
+def test_the_table_has_figures_classes_and_confusions(demo, head) -> None:
+    """Three blocks: figures with intervals, a row a class, the commonest confusions in words."""
+    y = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    p = np.array([[0.9, 0.1]] * 2 + [[0.2, 0.8]] * 6)
+    found = compute_metrics(y, p, ["ant", "bee"], majority=1)
+    lines = metrics_table(found.to_json()).splitlines()
+    low, high = (f"{100 * v:.1f} %" for v in found.intervals["accuracy"])
+    assert lines[0] == "on 8 images".ljust(33) + "95 % interval"
+    assert lines[1] == f"accuracy                87.5 %   {low} to {high}"
+    assert lines[6] == "always the commonest    62.5 %   (bee)"
+    assert lines[8:] == [
+        "class  precision   recall       F1   images",
+        "ant      100.0 %   66.7 %   80.0 %        3",
+        "bee       83.3 %  100.0 %   90.9 %        5",
+        "",
+        "most often confused",
+        "    1 × ant taken for bee",
+    ]
+    assert evaluate(head, demo).table() == metrics_table(evaluate(head, demo).metrics.to_json())
+
+
+def test_the_table_of_many_classes_is_cut_and_says_so() -> None:
+    """Thirty rows, then where the others are."""
+    _, _, _, metrics = metrics_of(34)
+    lines = metrics_table(metrics.to_json()).splitlines()
+    assert "… and 4 more classes; --json has them all" in lines
+    assert sum(line.startswith("class 2") for line in lines) == 10
+
+
+@pytest.mark.parametrize("n_classes", [2, 30])
+def test_the_picture_is_a_png_of_a_sane_size(tmp_path, n_classes) -> None:
+    """Two classes or thirty, names with `$` and control characters: no warning, and readable."""
+    from featpipe.evaluation import Evaluation
+
+    names, y, p, metrics = metrics_of(n_classes)
+    names[0], names[1] = "$5 & \n", "caf\udce9"
+    found = Evaluation("h", "s", None, tuple(names), metrics, y, p)
+    path = found.plot(tmp_path / "pictures" / "p.png")
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        assert image.format == "PNG"
+        assert 800 <= image.width <= 2600
+        assert 500 <= image.height <= 2200
+    assert path.stat().st_size < 10**6
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".svg", ".PNG"])
+def test_other_formats_are_drawn_by_their_suffix(demo, head, tmp_path, suffix) -> None:
+    """The file begins as files of its kind do."""
+    path = evaluate(head, demo).plot(tmp_path / f"p{suffix}")
+    start = {".pdf": b"%PDF", ".svg": b"<?xml", ".PNG": b"\x89PNG"}[suffix]
+    assert path.read_bytes().startswith(start)
+
+
+def test_another_suffix_is_refused(demo, head, tmp_path) -> None:
+    """The names that will do."""
+    with pytest.raises(FeatpipeError) as caught:
+        evaluate(head, demo).plot(tmp_path / "p.xlsx")
+    assert str(caught.value) == (
+        f"cannot draw {tmp_path}/p.xlsx: give a name that ends in .png, .pdf, .svg"
+    )
+    assert list(tmp_path.glob("p.*")) == []
+
+
+def test_without_matplotlib_the_extra_is_named(demo, head, tmp_path, monkeypatch) -> None:
+    """The import fails as it does where the package is missing."""
+    for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(FeatpipeError) as caught:
+        evaluate(head, demo).plot(tmp_path / "p.png")
+    assert str(caught.value) == (
+        "--plot needs matplotlib: install it with pip install 'featpipe[report]'"
+    )

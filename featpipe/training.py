@@ -192,8 +192,9 @@ class _Training:
         learn = splits == "train" if "train" in names else outside
         if not (learn & labelled).any():
             raise LabelError(
-                f"{printable(str(self._store.path))} has no labelled image to learn on: its images "
-                f"are all in the splits {', '.join(sorted(names))}; name one of them train"
+                f"{printable(str(self._store.path))} has no labelled image to learn on: the "
+                f"labelled ones are in the splits {_listed(splits[labelled])}; put some into a "
+                "split train"
             )
         self._count("without a label", (~labelled).sum())
         if "train" in names:
@@ -240,8 +241,9 @@ class _Training:
         ).to_json()
 
     def _held(self, head: Head, rows: LabelledRows, held: Ints) -> Mapping[str, Any]:
-        known = [i for i in held if self._labels[i] in set(head.classes)]
-        unknown = sorted({str(self._labels[i]) for i in held} - set(head.classes))
+        classes = set(head.classes)
+        known = [i for i in held if self._labels[i] in classes]
+        unknown = sorted({str(self._labels[i]) for i in held} - classes)
         if unknown:
             self._notes.add(
                 f"{len(held) - len(known)} images have labels that the training split lacks "
@@ -250,6 +252,7 @@ class _Training:
             )
         if not known:
             raise LabelError("the test split has no label in common with the training split")
+        self._say_shared_groups(held)
         seen = set(rows.keys)
         twins = [i for i in known if self._store.keys[i] in seen]
         metrics = measure(head, self._store, np.array(known), self._target, self._seed)
@@ -266,6 +269,19 @@ class _Training:
             else None
         )
         return {**metrics.to_json(), "without_training_images": without}
+
+    def _say_shared_groups(self, held: Ints) -> None:
+        groups = self._store.groups
+        if groups is None:
+            return
+        learnt = {groups[i] for i in np.flatnonzero(self._store.splits == "train")} - {None}
+        shared = {groups[i] for i in held} & learnt
+        if shared:
+            self._notes.add(
+                f"{len(shared)} groups, such as {printable(min(shared))}, have images in the "
+                "training split and in the one that is measured on: the estimate is too good for "
+                "new groups"
+            )
 
     def _tell(self, stage: str) -> Any:
         if self._progress is None:
@@ -352,6 +368,10 @@ def _with_report(head: Head, report: Mapping[str, Any]) -> Head:
         head.class_counts,
         report,
     )
+
+
+def _listed(splits: NDArray[np.object_]) -> str:
+    return ", ".join(sorted({str(name) for name in splits}))
 
 
 def _no_labels(store: EmbeddingStore) -> str:

@@ -147,16 +147,16 @@ def test_notes_are_said_before_the_table_and_twins_after_it(work: Path, run_cli)
             ["ant"] * 6,
             4,
             (
-                "all labelled images of {store} to learn on have the label ant: a classifier needs two "
-                "classes at least"
+                "all labelled images of {store} to learn on have the label ant: a classifier needs "
+                "two classes at least"
             ),
         ),
         (
             ["ant"] * 5 + ["bee"],
             4,
             (
-                "class bee has a single distinct image, and cross-validation needs two at least: add "
-                "images, or leave the class out"
+                "class bee has a single distinct image, and cross-validation needs two at least: "
+                "add images, or leave the class out"
             ),
         ),
     ],
@@ -233,8 +233,8 @@ def test_evaluate_prints_json_and_draws(work: Path, fitted: Path, run_cli) -> No
     assert json.loads(result.out)["split"] == "train"
     assert result.err.splitlines() == [
         (
-            "Note: the head was fitted on these images: the figures are too good; its estimate for new "
-            "ones is what `featpipe fit` printed."
+            "Note: the head was fitted on these images: the figures are too good; its estimate for "
+            "new ones is what `featpipe fit` printed."
         ),
         "picture → p.png",
     ]

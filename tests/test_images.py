@@ -46,6 +46,12 @@ def decoded(data: bytes, rule: ResizeRule = RULE) -> Decoded:
     return result
 
 
+def cat(mode: str = "RGB") -> Image.Image:
+    """Return the photograph of a cat in a mode."""
+    with Image.open(CAT) as image:
+        return image.convert(mode)
+
+
 def difference(a: Pixels, b: Pixels) -> float:
     """Mean absolute difference in grey levels."""
     return float(np.abs(a.astype(int) - b).mean())
@@ -76,8 +82,7 @@ def test_lossless_formats_give_the_reference_exactly(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     """All eight EXIF orientations stand upright, as a viewer shows them."""
-    with Image.open(CAT) as image:
-        image = image.convert("RGB")
+    image = cat()
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"quality": 95} if kind in {"JPEG", "WEBP"} else {}
@@ -108,8 +113,7 @@ def test_large_oriented_photograph_is_drafted_upright() -> None:
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "YCbCr"])
 def test_modes_are_converted_as_the_reference_does(mode: str) -> None:
     """Grey, palette, CMYK and transparent images give the pixels of ``convert("RGB")``."""
-    with Image.open(CAT) as image:
-        image = image.convert(mode)
+    image = cat(mode)
     kind = {"CMYK": "JPEG", "YCbCr": "JPEG"}.get(mode, "PNG")
     data = encode(image, kind, **({"quality": 95} if kind == "JPEG" else {}))
     with Image.open(io.BytesIO(data)) as stored:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -11,7 +13,6 @@ from vectors import small
 from featpipe.errors import LabelError
 from featpipe.heads import HEADS
 from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
-from featpipe.model_selection.tuning import simplest_of_the_best
 
 INSTEAD = "add images, or leave the class out"
 
@@ -113,8 +114,8 @@ def test_the_seed_decides_the_folds() -> None:
             [0, 0, 1, 1],
             [0, 1, 2, 2],
             (
-                f"class b\\n has a single group of images, and cross-validation needs two at least: "
-                f"{INSTEAD}"
+                f"class b\\n has a single group of images, and cross-validation needs two at "
+                f"least: {INSTEAD}"
             ),
         ),
         (
@@ -174,19 +175,6 @@ def test_an_estimate_needs_three_images_of_a_class() -> None:
     y[5] = 1
     p = nested_probabilities(HEADS["knn"], X, y, np.arange(8), n_splits=2, classes=["a", "rare"])
     np.testing.assert_allclose(p.sum(axis=1), 1)
-
-
-def test_the_simplest_within_one_standard_error_is_taken() -> None:
-    """Grids begin with the simplest: a difference that is chance does not pay for more."""
-    rng = np.random.default_rng(0)
-    base = rng.random(400)
-    noise = rng.normal(0, 0.5, 400)
-    noise -= noise.mean()
-    worse, equal, best = base + 0.5, base + 0.01 + noise, base
-    assert simplest_of_the_best([worse, equal, best]) == 1
-    assert simplest_of_the_best([worse, best, equal]) == 1
-    assert simplest_of_the_best([best, best]) == 0
-    assert simplest_of_the_best([worse, base + 0.01, best]) == 2
 
 
 def test_tuning_takes_the_parameters_with_the_lowest_held_out_loss() -> None:
@@ -261,3 +249,17 @@ def test_the_estimate_of_real_labels_is_not_chance_and_has_a_progress() -> None:
     )
     assert np.mean(p.argmax(axis=1) == y) > 0.9
     assert calls == [(i, 9) for i in range(1, 10)]
+
+
+def test_the_lowest_held_out_loss_is_taken_and_of_equals_the_simplest() -> None:
+    """The chosen parameters have the lowest log loss of the table, and stand first among equals."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60, dtype=np.int64) % 2
+    X = (rng.normal(size=(60, 8)) + y[:, None]).astype(np.float32)
+    folds = make_folds(y, np.arange(60), 3, 0, ("a", "b"))
+    spec = HEADS["logreg"]
+    found = fit_tuned(spec, X, y, folds)
+    losses = [entry["log_loss"] for entry in found.table]
+    assert found.parameters == found.table[losses.index(min(losses))]["parameters"]
+    twice = replace(spec, grid=(spec.grid[3], spec.grid[3], spec.grid[3]))
+    assert fit_tuned(twice, X, y, folds).parameters == spec.grid[3]

@@ -129,8 +129,8 @@ def test_nothing_to_learn_on_is_said(tmp_path: Path) -> None:
     X, labels = two()
     store = make_store(tmp_path / "s", X, labels, splits=["test", "val"] * 12)
     assert refused(store) == (
-        f"{tmp_path}/s has no labelled image to learn on: its images are all in the splits test, "
-        "val; name one of them train"
+        f"{tmp_path}/s has no labelled image to learn on: the labelled ones are in the splits "
+        "test, val; put some into a split train"
     )
 
 
@@ -245,8 +245,8 @@ def test_twins_across_the_splits_have_an_estimate_without_them(tmp_path: Path) -
     head = fit(make_store(tmp_path / "s", X, labels, splits=splits, contents=contents), "centroid")
     assert head.report["notes"] == [
         (
-            "4 images of the split that is measured on are in the training split, too: the estimate "
-            "without them stands beside it"
+            "4 images of the split that is measured on are in the training split, too: the "
+            "estimate without them stands beside it"
         )
     ]
     assert head.metrics["n_samples"] == 12
@@ -285,8 +285,8 @@ def test_labels_that_the_training_split_lacks_are_left_out(tmp_path: Path) -> No
     assert head.metrics["n_samples"] == 8
     assert head.report["notes"] == [
         (
-            f"8 images have labels that the training split lacks ({names[2]}) and are left out of the "
-            "estimate"
+            f"8 images have labels that the training split lacks ({names[2]}) and are left out of "
+            "the estimate"
         )
     ]
     splits = ["test" if v == names[2] else "train" for v in labels]
@@ -312,11 +312,11 @@ def test_groups_stay_on_one_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ridge", "svm", "knn"])
 def test_the_same_data_and_seed_give_the_same_head(demo: EmbeddingStore, name: str) -> None:
-    """Head and report are equal; another seed makes other folds, and another temperature."""
+    """Head and report are equal; another seed makes other folds."""
     first, again, other = fit(demo, name), fit(demo.path, name), fit(demo, name, seed=1)
     assert first.digest == again.digest
     assert first.report == again.report
-    assert first.temperature != other.temperature
+    assert first.report["tuning"] != other.report["tuning"]
 
 
 def test_without_tuning_the_default_is_taken(tmp_path: Path) -> None:

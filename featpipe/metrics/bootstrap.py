@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 
 N_RESAMPLES = 1000
 _AT_ONCE = 2**24
+_SHARES = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -99,16 +100,21 @@ def confidence_intervals(
         units = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=rows)
         for name, values in terms.figures(units[:, member].astype(np.float64)).items():
             drawn.setdefault(name, []).append(values)
-    return {name: _interval(np.concatenate(values), n_units) for name, values in drawn.items()}
+    return {
+        name: _interval(np.concatenate(values), n_units if name in _SHARES else None)
+        for name, values in drawn.items()
+    }
 
 
-def _interval(values: Floats, n_units: int) -> tuple[float, float]:
+def _interval(values: Floats, n_units: int | None) -> tuple[float, float]:
     """Return the percentile interval, or the exact one where no resample differs.
 
     A head that is right about every image is right about every resample of them, too: the
     bootstrap then claims certainty, the exact binomial interval does not.
     """
     low, high = (float(q) for q in np.quantile(values, (0.025, 0.975)))
+    if n_units is None:
+        return low, high
     furthest = 0.025 ** (1 / n_units)
     if values.min() == values.max() == 1.0:
         return furthest, 1.0

@@ -58,10 +58,9 @@ def fit_tuned(
 ) -> Fitted:
     """Choose parameters by the log loss of held-out, calibrated scores; fit on all rows.
 
-    The simplest parameters within one standard error of the best are taken. Log loss, unlike
-    accuracy, tells apart parameters that make the same few mistakes. Every set of parameters
-    is judged with its own temperature, so that a head with large margins is not taken for an
-    overconfident one.
+    Log loss, unlike accuracy, tells apart parameters that make the same few mistakes. Every
+    set of parameters is judged with its own temperature, so that a head with large margins is
+    not taken for an overconfident one. Of equally good ones the first, the simplest, is taken.
 
     Parameters
     ----------
@@ -79,7 +78,7 @@ def fit_tuned(
     scores = _held_out_scores(spec, X, y, folds, grid, seed, on_fit)
     temperatures = [fit_temperature(s, y) for s in scores]
     losses = [log_losses(s, y, t) for s, t in zip(scores, temperatures, strict=True)]
-    best = simplest_of_the_best(losses)
+    best = int(np.argmin([loss.mean() for loss in losses]))
     with _quiet_and_single():
         pipeline = spec.pipeline(grid[best], seed).fit(X, y)
     table = tuple(
@@ -198,27 +197,3 @@ def _quiet_and_single() -> Iterator[None]:
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
-
-
-def simplest_of_the_best(losses: Sequence[Floats]) -> int:
-    """Return the first candidate whose loss is within one standard error of the best one's.
-
-    Grids begin with the simplest model, so among those that the data cannot tell apart the
-    simplest is taken: on a few hundred images the minimum itself is largely chance.
-
-    Parameters
-    ----------
-    losses : sequence of ndarray of float, (n,)
-        Held-out loss of every row, for each candidate.
-
-    References
-    ----------
-    Breiman, Friedman, Olshen, Stone 1984, "Classification and Regression Trees", section
-    3.4.3; here with the standard error of the paired differences.
-    """
-    best = min(losses, key=lambda loss: float(loss.mean()))
-    for number, loss in enumerate(losses):
-        difference = loss - best
-        if difference.mean() <= difference.std() / np.sqrt(len(loss)):
-            return number
-    raise AssertionError  # the best candidate is within any distance of itself

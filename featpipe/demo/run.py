@@ -14,8 +14,6 @@ from featpipe._files import printable
 from featpipe.backbones import Backbone, load_backbone
 from featpipe.demo.dataset import DemoFolder, unpack
 from featpipe.demo.picture import draw_picture
-from featpipe.demo.raw_pixels import NAME as RAW_PIXELS
-from featpipe.demo.raw_pixels import write_raw_pixels
 from featpipe.demo.result import Accuracy, Answer, Comparison, DemoResult, NewImage
 from featpipe.embedding import EmbedOptions, EmbedReport, run_embedding
 from featpipe.heads import Head
@@ -138,9 +136,7 @@ def _embed(
 
 def _embed_raw_pixels(place: DemoFolder) -> EmbeddingStore:
     """Embed with the pixels themselves; first, so that `newest_store` finds the other store."""
-    path = place.root / f"{RAW_PIXELS}.onnx"
-    write_raw_pixels(path)
-    return _embed(place, load_backbone(path), "cpu").store
+    return _embed(place, load_backbone("raw_pixels"), "cpu").store
 
 
 def _compare(

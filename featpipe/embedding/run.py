@@ -260,7 +260,7 @@ class _Run:
             progress=self._progress,
         )
         if not self._plan.refs:
-            raise SourceError(_nothing_found(self._source))
+            raise SourceError(self._source.nothing_found())
         missing = self._plan.missing
         with self._committed():
             self._count_known()
@@ -414,11 +414,3 @@ class _Run:
             self._progress(
                 Progress(self._tally.done, len(self._plan.refs), max(reused, 0), self._tally.failed)
             )
-
-
-def _nothing_found(source: Source) -> str:
-    detail = f" ({'; '.join(source.notes)})" if source.notes else ""
-    return (
-        f"there is no image in {printable(source.location)}{detail}: give a folder with images, "
-        "a table of paths, or an image file"
-    )

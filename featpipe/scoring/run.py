@@ -264,7 +264,7 @@ class _Run:
         refs = iter(self._setup.source)
         first = next(refs, None)
         if first is None:
-            raise SourceError(_nothing_found(self._setup.source))
+            raise SourceError(self._setup.source.nothing_found())
         return chain((first,), refs)
 
     def batches(self, refs: Iterable[ImageRef]) -> Generator[Batch, None, None]:
@@ -327,11 +327,3 @@ class _Run:
             top_k=self._rule.top_k,
             threshold=options.threshold,
         )
-
-
-def _nothing_found(source: Source) -> str:
-    detail = f" ({'; '.join(source.notes)})" if source.notes else ""
-    return (
-        f"there is no image in {printable(source.location)}{detail}: give a folder with images, "
-        "a table of paths, or an image file"
-    )

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
+from featpipe._files import printable
 from featpipe.types import ImageRef
 
 MAX_FILE_BYTES = 2**30
@@ -32,6 +33,14 @@ class Source(ABC):
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+
+    def nothing_found(self) -> str:
+        """Say that the listing was empty, and what else was there."""
+        detail = f" ({'; '.join(self.notes)})" if self.notes else ""
+        return (
+            f"there is no image in {printable(self.location)}{detail}: give a folder with images, "
+            "a table of paths, or an image file"
+        )
 
     @abstractmethod
     def __iter__(self) -> Iterator[ImageRef]:

@@ -30,6 +30,9 @@ _REMEDIES = {
     errno.EROFS: "the disk is read-only: choose another place with -o",
 }
 
+DISK_ERRORS = frozenset(_REMEDIES)
+"""Numbers of the system's errors that a full or closed disk gives."""
+
 
 def content_key(data: bytes) -> Key:
     """BLAKE2b-128 of ``data``: 16 bytes, equal for equal contents.
@@ -82,6 +85,15 @@ def printable(text: str) -> str:
     """
     text = escape_path(text) if any("\udc80" <= c <= "\udcff" for c in text) else text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def slug(text: str, otherwise: str) -> str:
+    """Return ``text`` as the name of a file: letters, digits, ``.``, ``_``, ``+`` and ``-``.
+
+    >>> slug("my photos/2026", "images")
+    'my_photos_2026'
+    """
+    return re.sub(r"[^\w.+-]+", "_", printable(text)).strip("_") or otherwise
 
 
 def write_error(path: Path, error: OSError) -> WriteError:
@@ -154,7 +166,7 @@ def _read_umask() -> int:
     return umask
 
 
-# Read once, at import: the call changes the process's umask for a moment, and threads start later.
+# Read once, at import: there is no call that reads it without changing it for a moment.
 _UMASK = _read_umask()
 
 
@@ -211,7 +223,11 @@ def _locked_file(path: Path, what: str, deadline: float) -> IO[bytes]:
             file = path.open("a+b")
         except OSError as exc:
             raise write_error(path, exc) from exc
-        locked = _try_lock(file)
+        try:
+            locked = _try_lock(file)
+        except OSError as exc:  # a network file system that knows no locks
+            file.close()
+            raise write_error(path, exc) from exc
         if locked and _is_at(file, path):
             return file
         file.close()

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from PIL import Image
+from platformdirs import user_cache_path
 
 from featpipe import __version__
 from featpipe.backbones import Backbone, _cores, load_backbone
+from featpipe.backbones._runtime import MEND_WHEELS
 from featpipe.backbones.cuda import (
     CUDA,
-    MEND_WHEELS,
     Amiss,
     CudaFacts,
     cuda_facts,
@@ -322,6 +323,7 @@ def _places() -> dict[str, str]:
     return {
         "backbones": os.pathsep.join(str(folder) for folder in model_folders()),
         "device checks": str(check_folder()),
+        "vectors of ImageEmbedder": str(user_cache_path("featpipe", appauthor=False) / "vectors"),
         "stores": str(Path("embeddings").absolute()),
         "heads": str(Path("heads").absolute()),
     }

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from featpipe._files import printable
 from featpipe.backbones import BUILTIN, Backbone, load_backbone
 from featpipe.embedding import embed, stream
-from featpipe.errors import FingerprintError, SourceError, WriteError
+from featpipe.errors import FingerprintError, SourceError, StoreError, WriteError
 from featpipe.sources import PathSource
 from featpipe.store import EmbeddingStore
 from featpipe.types import ImageRef, Vectors
@@ -211,7 +211,10 @@ def _check_paths(X: Any) -> list[str]:  # noqa: N803 - scikit-learn's name
 def _from_store(job: _Job, folder: Path, paths: Sequence[str]) -> Vectors:
     """Look the vectors up in a store, and have those that it lacks computed first."""
     refs = list(_source(paths))
-    found = _look_up(folder, refs)
+    try:
+        found = _look_up(folder, refs)
+    except StoreError:
+        found = None  # a damaged cache is mended by whoever fills it
     if found is None:
         found = _gather(_filled(job, folder, refs), refs)
     positions = {ref.path: i for i, ref in enumerate(refs)}

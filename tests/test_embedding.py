@@ -37,7 +37,7 @@ from featpipe.errors import (
     TooManyFailuresError,
 )
 from featpipe.sources import FolderSource, open_source
-from featpipe.store import EmbeddingStore, Manifest, StoreWriter
+from featpipe.store import EmbeddingStore, Manifest, StoreWriter, merge_stores
 from featpipe.types import ImageRef, Progress
 
 
@@ -338,6 +338,58 @@ def test_interrupt_keeps_what_was_finished(
         )
     assert len(EmbeddingStore.open(tmp_path / "store")) == 4
     assert counts(run()) == (10, 6, 6, 0)
+
+
+def test_merged_store_is_not_replaced(tiny_backbone: Path, photos: Path, tmp_path: Path) -> None:
+    """Embedding one of the sources into the merged store would drop the others' images."""
+    for name in ("living", "things"):
+        embed(photos / name, tiny_backbone, output=tmp_path / name)
+    merge_stores(tmp_path / "m", [tmp_path / "living", tmp_path / "things"])
+    with pytest.raises(StoreError, match="give another store with -o"):
+        embed(photos / "living", tiny_backbone, output=tmp_path / "m")
+
+
+def test_stopping_at_a_copied_failure_keeps_the_index(run, photos: Path) -> None:
+    """Two equal broken files count as two failures, and nothing finished is lost for it."""
+    for name in ("y1.jpg", "y2.jpg"):
+        (photos / "things" / name).write_bytes(b"broken")
+    with pytest.raises(TooManyFailuresError):
+        run(strict=True, workers=2, batch_size=4)
+    assert counts(run())[3] == 2
+
+
+def test_known_contents_count_as_they_come(
+    run, photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Files that were touched are read, counted one by one, and never computed again."""
+    run()
+    for path in photos.rglob("*.jpg"):
+        os.utime(path, ns=(1, 1))
+    seen: list[Progress] = []
+    report = run_embedding(
+        photos,
+        tiny_backbone,
+        output=tmp_path / "store",
+        options=EmbedOptions(batch_size=2, workers=1),
+        progress=seen.append,
+    )
+    assert (report.known, report.computed) == (10, 0)
+    assert [p.done for p in seen] == [0, 2, 4, 6, 8, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("dtype", "float64", "dtype must be float32 or float16, not 'float64'"),
+        ("batch_size", 0, "batch_size must be 1 or more, not 0"),
+        ("workers", -1, "workers must be 1 or more, not -1"),
+        ("max_failures", -1, "max_failures must be 0 or more, not -1"),
+    ],
+)
+def test_senseless_options_are_refused(option: str, value: object, message: str) -> None:
+    """A wrong option is an error before anything is written."""
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        EmbedOptions(**{option: value})
 
 
 def test_interrupted_rehash_forgets_nothing(

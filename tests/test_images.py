@@ -260,3 +260,10 @@ def test_crop_box_lies_inside(width: int, height: int, resize: int, data: st.Dat
     left, top, right, bottom = crop_box(width, height, ResizeRule(resize, crop))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
+
+
+def test_postscript_is_never_interpreted() -> None:
+    """A PostScript file under another name is no image: no interpreter is started for it."""
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
+    result = decode_image(data, RULE)
+    assert result == Failure("undecodable", "not an image in a format that can be read")

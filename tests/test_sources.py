@@ -168,7 +168,7 @@ def test_paths_keep_their_order_and_come_once(tmp_path: Path) -> None:
     refs = list(source)
     assert [r.path for r in refs] == [b, str(a), str(tmp_path / "gone.jpg")]
     assert refs[2].problem == "No such file or directory"
-    assert source.notes == ["1 paths are listed more than once"]
+    assert source.notes == ["paths listed again: 1"]
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r\n", "\0"])
@@ -230,7 +230,7 @@ def test_repeated_rows_are_noted(tmp_path: Path) -> None:
     (tmp_path / "set.csv").write_text("path,label\n1.jpg,a\n1.jpg,a\n")
     source = open_source(tmp_path / "set.csv")
     assert len(list(source)) == 1
-    assert source.notes == ["1 rows name a path that an earlier row has named"]
+    assert source.notes == ["rows that name a path again: 1"]
 
 
 @pytest.mark.parametrize(
@@ -337,3 +337,94 @@ def test_missing_path_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert str(caught.value) == (
         f"there is nothing at photos: check the path (it is looked for from {tmp_path})"
     )
+
+
+def test_own_stores_are_not_listed(tmp_path: Path) -> None:
+    """Stores and heads inside the folder are nobody's images, and hide no split."""
+    touch(
+        tmp_path, "train/a/1.jpg", "test/a/2.jpg", "embeddings/x/store.json", "embeddings/x/3.jpg"
+    )
+    touch(tmp_path, "heads/y/head.json", "heads/y/4.jpg")
+    assert listed(tmp_path) == [("test/a/2.jpg", "a", "test"), ("train/a/1.jpg", "a", "train")]
+
+
+def test_folders_beside_splits_are_said(tmp_path: Path) -> None:
+    """Two split folders are splits whatever stands beside them; what does is in no split."""
+    touch(tmp_path, "train/a/1.jpg", "test/a/2.jpg", "spare/b/3.jpg")
+    source = FolderSource(tmp_path)
+    assert [(r.path, r.label, r.split) for r in source] == [
+        ("spare/b/3.jpg", "b", None),
+        ("test/a/2.jpg", "a", "test"),
+        ("train/a/1.jpg", "a", "train"),
+    ]
+    assert source.notes == ["the folders beside test and train are in no split: spare"]
+
+
+def test_pipes_and_devices_are_problems(tmp_path: Path) -> None:
+    """A named pipe would be waited for, a device never ends: neither is opened."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    assert {r.problem for r in FolderSource(tmp_path)} == {"it is not a regular file"}
+    [ref] = open_source([tmp_path / "pipe.jpg"])
+    assert ref.problem == "it is not a regular file"
+
+
+def test_bottomless_folders_are_cut(tmp_path: Path) -> None:
+    """A tree deeper than anybody's is a problem, not a crash."""
+    deep = tmp_path.joinpath(*["d"] * 110)
+    deep.mkdir(parents=True)
+    touch(tmp_path, "1.jpg")
+    refs = list(FolderSource(tmp_path))
+    assert [r.problem for r in refs if r.problem] == [
+        "the folder lies more than 100 folders deep and is not opened"
+    ]
+
+
+def test_a_label_row_that_could_mean_two_images_is_refused(tmp_path: Path) -> None:
+    """A row with a folder means that path alone; a bare name must be one image's."""
+    touch(tmp_path / "set", "a/1.jpg", "b/1.jpg")
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\na/1.jpg,ant\n")
+    one, two = open_source(tmp_path / "set", labels=table)
+    assert (one.label, two.label) == ("ant", "b")
+    table.write_text("path,label\n1.jpg,ant\n")
+    with pytest.raises(SourceError) as caught:
+        list(open_source(tmp_path / "set", labels=table))
+    assert str(caught.value) == (
+        f"the row 1.jpg of {table} could mean a/1.jpg or b/1.jpg: write its path as the source "
+        "lists it"
+    )
+
+
+def test_contradicting_rows_are_refused(tmp_path: Path) -> None:
+    """One path in two splits is no mistake to pass over."""
+    table = tmp_path / "set.csv"
+    table.write_text("path,split\n1.jpg,train\n1.jpg,test\n")
+    with pytest.raises(SourceError) as caught:
+        list(open_source(table))
+    assert str(caught.value) == (
+        f"the table {table} gives 1.jpg two splits, 'train' and 'test': keep one of the rows"
+    )
+
+
+def test_images_inside_parquet_are_not_taken_for_paths(tmp_path: Path) -> None:
+    """The layout of Hugging Face's data sets is recognised, and said to come."""
+    images = pa.array([{"bytes": b"x", "path": "1.jpg"}])
+    pq.write_table(pa.table({"image": images, "label": [1]}), tmp_path / "set.parquet")
+    with pytest.raises(SourceError) as caught:
+        list(open_source(tmp_path / "set.parquet"))
+    assert str(caught.value) == (
+        f"the column 'image' of {tmp_path}/set.parquet holds bytes or nested values, and featpipe "
+        "does not read images inside a Parquet file yet: write the images to files, or give a "
+        "table of paths"
+    )
+
+
+def test_a_row_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    """A path with a comma and no quotes would be another path; a TSV knows tabs alone."""
+    (tmp_path / "set.csv").write_text("path\na,b.jpg\n")
+    with pytest.raises(SourceError, match="a row has 2 cells and the header 1: put quotes around"):
+        list(open_source(tmp_path / "set.csv"))
+    (tmp_path / "set.tsv").write_text("path\tlabel,x\na,b.jpg\tant\n")
+    [ref] = open_source(tmp_path / "set.tsv")
+    assert (ref.path, dict(ref.labels)) == ("a,b.jpg", {"label,x": "ant"})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -87,7 +88,7 @@ def test_parts_are_plain_numpy(tmp_path: Path) -> None:
     store = fill(tmp_path / "s", {"a": "x"})
     data = (store.path / "parts" / "00000.npy").read_bytes()
     assert np.array_equal(np.load(store.path / "parts" / "00000.npy"), vector("x")[None])
-    digest = hashlib.blake2b(data, digest_size=16).digest()
+    digest = hashlib.blake2b(data + key("x"), digest_size=16).digest()
     assert (store.path / "parts" / "00000.keys").read_bytes() == key("x") + digest
 
 
@@ -482,3 +483,72 @@ def test_index_is_unhashable_and_unlike_other_things() -> None:
     assert Index.empty() != "index"
     with pytest.raises(TypeError):
         hash(Index.empty())
+
+
+def test_merge_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    """What an interrupted merge has left is no store yet; a finished one is not merged into."""
+    one, two = fill(tmp_path / "1", {"a": "x"}), fill(tmp_path / "2", {"b": "y"})
+    lost = tmp_path / "1" / "parts" / "00000.keys"
+    kept = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(StoreError) as caught:
+        merge_stores(tmp_path / "m", [one.path, two.path])
+    assert str(caught.value) == (
+        "one of the stores lacks the vectors of 1 images: run `featpipe embed` again first; they "
+        "alone are computed"
+    )
+    lost.write_bytes(kept)
+    assert merge_stores(tmp_path / "m", [one.path, two.path]).paths == ["a", "b"]
+    with pytest.raises(StoreError) as caught:
+        merge_stores(tmp_path / "m", [two.path])
+    assert str(caught.value) == (
+        f"{tmp_path}/m is a store already: give a new folder for the merged one, and name this one "
+        "among the stores if its images belong there"
+    )
+
+
+def test_merge_prefers_a_vector_to_a_failure(tmp_path: Path) -> None:
+    """A path that one store could not read and the other could is no contradiction."""
+    with StoreWriter.opened(tmp_path / "1", MANIFEST) as writer:
+        row = (ImageRef("a"), Outcome("unreadable", None, reason="no"))
+        writer.commit(Index.build([row], writer.places))
+    two = fill(tmp_path / "2", {"a": "x"})
+    merged = merge_stores(tmp_path / "m", [tmp_path / "1", two.path])
+    assert (merged.paths, merged.failures) == (["a"], [])
+
+
+def test_verify_finds_an_index_that_leads_astray(tmp_path: Path) -> None:
+    """Rows that lead to another content's vector are found, though no byte of a part changed."""
+    store = fill(tmp_path / "s", {"a": "x", "b": "y"})
+    table = pq.read_table(store.path / "index.parquet")
+    rows = table.column("row").to_pylist()[::-1]
+    at = table.column_names.index("row")
+    swapped = table.set_column(at, table.schema.field("row"), pa.array(rows, pa.int32()))
+    pq.write_table(swapped, store.path / "index.parquet")
+    assert verify_store(EmbeddingStore.open(store.path)) == [
+        f"{store.path}/index.parquet is damaged (2 rows lead to another vector): run `featpipe "
+        "embed` again"
+    ]
+
+
+def test_an_interrupt_between_two_rows_spoils_no_part(
+    tmp_path: Path,
+) -> None:
+    """Whatever moment Ctrl-C chooses, keys and vectors of a part belong together."""
+    rows = 3
+
+    class Interrupted(dict[bytes, tuple[int, int]]):
+        def __setitem__(self, name: bytes, place: tuple[int, int]) -> None:
+            if len(self) == rows:
+                raise KeyboardInterrupt
+            super().__setitem__(name, place)
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        StoreWriter.opened(tmp_path / "s", MANIFEST) as writer,
+    ):
+        writer.places = Interrupted()
+        writer.append([key(n) for n in "abcdef"], np.stack([vector(n) for n in "abcdef"]))
+    with StoreWriter.opened(tmp_path / "s", MANIFEST) as writer:
+        assert not writer.notes
+        assert set(writer.places) >= {key(n) for n in "abc"}

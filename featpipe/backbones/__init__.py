@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featpipe.backbones._cores import usable_cores
+from featpipe.backbones._runtime import broken_runtime
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.contract import read_backbone
 from featpipe.backbones.registry import BUILTIN, find_backbone, list_backbones
@@ -19,6 +20,7 @@ __all__ = [
     "BUILTIN",
     "Backbone",
     "BackboneCard",
+    "broken_runtime",
     "find_backbone",
     "list_backbones",
     "load_backbone",
@@ -55,7 +57,10 @@ class Backbone:
     def open_session(self, device: str = "auto", precision: str = "auto") -> Session:
         """Make the backbone ready to run; see `featpipe.backbones.session.open_session`."""
         # ONNX Runtime is loaded only now: looking at a backbone does not need it.
-        from featpipe.backbones.session import open_session  # noqa: PLC0415
+        try:
+            from featpipe.backbones.session import open_session  # noqa: PLC0415
+        except (ImportError, AttributeError) as exc:
+            raise broken_runtime(exc) from exc
 
         return open_session(self, device, precision)
 

@@ -101,6 +101,13 @@ class BackboneCard:
                     f"the card of backbone {self.name} says {what} = {number}: "
                     "it must be between 1 and 65536"
                 )
+        if self.resize.crop > self.resize.resize or not self.resize.antialias:
+            raise BackboneError(
+                f"the card of backbone {self.name} asks for a crop of {self.resize.crop} pixels "
+                f"from a shorter side of {self.resize.resize}, antialias "
+                f"{str(self.resize.antialias).lower()}: featpipe crops what it has resized with "
+                "antialiasing, so the crop must not be larger"
+            )
         if not all(math.isfinite(x) for x in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise BackboneError(
                 f"the card of backbone {self.name} has a mean or std that cannot normalise "

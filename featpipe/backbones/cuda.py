@@ -17,14 +17,10 @@ from dataclasses import dataclass, replace
 import onnxruntime
 from onnxruntime.capi import build_and_package_info
 
+from featpipe.backbones._runtime import MEND_WHEELS
+
 CUDA = "CUDAExecutionProvider"
 CUDNN_MAJOR = 9
-MEND_WHEELS = (
-    "pip uninstall -y onnxruntime onnxruntime-gpu",
-    "pip install onnxruntime-gpu",
-)
-"""The two commands that mend an environment with both wheels, or without CUDA in its wheel."""
-
 _CARRIERS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _GPU_WHEELS = ("Linux x86_64", "Windows AMD64")
 _EXTRA = "pip install 'featpipe[cuda]'"

@@ -6,16 +6,20 @@ costs no more than click itself.
 
 from __future__ import annotations
 
+import io
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from featpipe import __version__
+from featpipe._files import DISK_ERRORS, write_error
 from featpipe.commands._common import say
-from featpipe.errors import EXIT_INTERRUPTED, EXIT_PIPE, FeatpipeError
+from featpipe.errors import EXIT_INTERRUPTED, EXIT_PIPE, FeatpipeError, WriteError
 
 _COMMANDS = {
     "demo": ("featpipe.commands.demo:demo", "See it work on a small set that comes along."),
@@ -71,6 +75,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
+    _prepare()
     try:
         sys.exit(_run([argument for argument in arguments if argument != "--debug"]))
     except FeatpipeError as exc:
@@ -86,11 +91,24 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except Exception as exc:
         if debug:
             raise
+        if isinstance(exc, OSError) and exc.errno in DISK_ERRORS:
+            say(f"Error: {write_error(Path(exc.filename or 'standard output'), exc)}")
+            sys.exit(WriteError.exit_code)
         say(
             f"Error: this is a bug in featpipe ({type(exc).__name__}: {exc}). "
             "Run the command again with --debug and report what it prints."
         )
         sys.exit(1)
+
+
+def _prepare() -> None:
+    """Make output and warnings fit for a person."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A pipe may know fewer characters than a table's rules and arrows need.
+            stream.reconfigure(errors="backslashreplace")
+    # Pillow warns of what featpipe decides by itself (sizes) or what concerns nobody (EXIF).
+    warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 
 def _run(arguments: list[str]) -> int:

@@ -30,8 +30,12 @@ def doctor(*, quick: bool, as_json: bool) -> int:
     featpipe doctor
     featpipe doctor --quick --json
     """
-    from featpipe.doctor import diagnose
+    from featpipe.backbones import broken_runtime
 
+    try:
+        from featpipe.doctor import diagnose
+    except (ImportError, AttributeError) as exc:
+        raise broken_runtime(exc) from exc
     report = diagnose(quick=quick)
     if as_json:
         print_json(report.to_json())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featpipe._files import printable
+from featpipe._files import printable, slug
 from featpipe.commands._common import debug_option, print_json, progress_display, say
 
 if TYPE_CHECKING:
@@ -82,8 +81,7 @@ def fit(
 
 def default_head(store: EmbeddingStore, name: str) -> Path:
     """Return ``heads/<store>-<head>``."""
-    stem = re.sub(r"[^\w.+-]+", "_", printable(store.path.resolve().name)).strip("_") or "store"
-    return Path("heads") / f"{stem}-{name}"
+    return Path("heads") / f"{slug(store.path.resolve().name, 'store')}-{name}"
 
 
 def fit_json(head: Head, path: Path) -> dict[str, Any]:

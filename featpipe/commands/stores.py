@@ -38,7 +38,7 @@ def info(store: Path | None, verify: bool, as_json: bool) -> int:
     if as_json:
         print_json(described)
     else:
-        click.echo("\n".join(_lines(described)))
+        click.echo("\n".join(printable(line) for line in _lines(described)))
     return StoreError.exit_code if described.get("damaged") else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 from collections.abc import Callable
@@ -10,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe._files import printable
+from featpipe._files import printable, unescape_path
 from featpipe.backbones import Backbone, load_backbone
 from featpipe.demo.dataset import DemoFolder, unpack
 from featpipe.demo.picture import draw_picture
 from featpipe.demo.result import Accuracy, Answer, Comparison, DemoResult, NewImage
 from featpipe.embedding import EmbedOptions, EmbedReport, run_embedding
 from featpipe.heads import Head
-from featpipe.scoring import predictions, score
+from featpipe.scoring import score
 from featpipe.store import EmbeddingStore
 from featpipe.training import fit
 from featpipe.types import ProgressCallback
@@ -81,9 +82,9 @@ def run_demo(
     tell("vectors", f"{_vectors(report)}; {report.device}")
     heads = place.root / "heads"
     comparisons, head_path, head = _compare(report.store, baseline, heads, tell)
-    csv = place.root / "predictions.csv"
-    new = _score(place, head, csv)
-    tell("predictions", f"{len(new)} new images → {_shown(csv)}")
+    output = place.root / "predictions.csv"
+    new = _score(place, head, output)
+    tell("predictions", f"{len(new)} new images → {_shown(output)}")
     answers = _answers(report.store, head, place.images)
     result = DemoResult(
         folder=place.root,
@@ -95,7 +96,7 @@ def run_demo(
         answers=answers,
         new=new,
         head=head_path,
-        predictions=csv,
+        predictions=output,
         picture=place.root / "demo.png",
         seconds=time.monotonic() - begun,
     )
@@ -172,13 +173,16 @@ def _answers(store: EmbeddingStore, head: Head, images: Path) -> tuple[Answer, .
     )
 
 
-def _score(place: DemoFolder, head: Head, csv: Path) -> tuple[NewImage, ...]:
-    score(place.new, head, output=csv)
-    return tuple(
-        NewImage(place.new / row.path, row.label, row.probability)
-        for row in predictions(place.new, head)
-        if row.label is not None and row.probability is not None
-    )
+def _score(place: DemoFolder, head: Head, output: Path) -> tuple[NewImage, ...]:
+    score(place.new, head, output=output)
+    with output.open(encoding="utf-8", newline="") as file:
+        return tuple(
+            NewImage(
+                place.new / unescape_path(row["path"]), row["label"], float(row["probability"])
+            )
+            for row in csv.DictReader(file)
+            if row["label"]
+        )
 
 
 def _shown(path: Path) -> str:

@@ -9,7 +9,7 @@ are under way: memory does not grow with the number of images.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -64,7 +64,7 @@ def stream(
     batch_size: int | None = None,
     workers: int | None = None,
     wanted: Wanted | None = None,
-) -> Iterator[EmbeddedBatch]:
+) -> Generator[EmbeddedBatch, None, None]:
     """Embed images as they come, in order, with bounded memory.
 
     Parameters
@@ -153,6 +153,8 @@ class _Worker:
             return Failure("unreadable", ref.problem)
         try:
             return self._source.read(ref)
+        except MemoryError:
+            return Failure("unreadable", "not enough memory to read the file")
         except (OSError, ValueError) as exc:
             reason = getattr(exc, "strerror", None) or str(exc)
             return Failure("unreadable", f"the file cannot be read: {reason}")

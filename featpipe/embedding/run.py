@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from featpipe._files import printable
+from featpipe._files import printable, slug
 from featpipe.backbones import Backbone, load_backbone
 from featpipe.embedding.engine import EmbeddedBatch, stream
 from featpipe.embedding.plan import Plan, make_plan
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
 from featpipe.sources import Source, SourceLike, open_source
 from featpipe.store import (
+    MERGED,
     EmbeddingStore,
     Index,
     Manifest,
@@ -49,6 +49,16 @@ class EmbedOptions:
     rehash: bool = False
     prune: bool = True
     lock_timeout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in {None, "float32", "float16"}:
+            raise ValueError(f"dtype must be float32 or float16, not {self.dtype!r}")
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}")
+        if self.max_failures is not None and self.max_failures < 0:
+            raise ValueError(f"max_failures must be 0 or more, not {self.max_failures}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +210,7 @@ def run_embedding(
 
 def default_store(source: Source, backbone: Backbone) -> Path:
     """Return ``embeddings/<source>-<model>``."""
-    name = re.sub(r"[^\w.+-]+", "_", printable(source.name)).strip("_") or "images"
-    return DEFAULT_FOLDER / f"{name}-{backbone.card.name}"
+    return DEFAULT_FOLDER / f"{slug(source.name, 'images')}-{backbone.card.name}"
 
 
 def _dtype_of(path: Path) -> str:
@@ -214,7 +223,8 @@ def _refuse_other_source(path: Path, source: Source, *, explicit: bool) -> None:
     if explicit or not (path / "store.json").exists():
         return
     former = Manifest.read(path).source
-    if former != source.location and Path(former).exists():
+    # A merged store has several sources, which no single one may replace.
+    if former != source.location and (MERGED in former or os.path.exists(former)):
         raise StoreError(
             f"{printable(str(path))} holds the images of {printable(former)}, not of "
             f"{printable(source.location)}: give another store with -o"
@@ -285,7 +295,9 @@ class _Run:
         try:
             yield
         except (KeyboardInterrupt, TooManyFailuresError):
-            self._settle_waiting()
+            # A copy of an image that failed is one failure more: it must not keep this from disk.
+            with suppress(TooManyFailuresError):
+                self._settle_waiting()
             self._writer.commit(self._index())
             raise
         self._writer.commit(self._index())
@@ -308,10 +320,11 @@ class _Run:
             wanted=self._claim,
         )
         position = 0
-        for batch in batches:
-            self._take(batch, missing[position : position + len(batch.refs)])
-            position += len(batch.refs)
-            self._checkpoint()
+        with closing(batches):
+            for batch in batches:
+                self._take(batch, missing[position : position + len(batch.refs)])
+                position += len(batch.refs)
+                self._checkpoint()
         self._settle_waiting()
         self._tell()
 
@@ -327,6 +340,7 @@ class _Run:
         keys = [k for k, row in zip(batch.keys, batch.rows, strict=True) if row is not None]
         with self._lock:
             self._writer.append([key for key in keys if key is not None], batch.vectors)
+            self._tally.claimed.difference_update(keys)
         self._tally.computed += len(keys)
         for at, key, shape, failure, row in zip(
             positions, batch.keys, batch.shapes, batch.failures, batch.rows, strict=True
@@ -334,10 +348,18 @@ class _Run:
             if failure is not None:
                 self._fail(at, key, failure)
             elif row is None and key is not None:
-                self._waiting.append((at, key, shape))
+                self._take_known(at, key, shape)
             elif key is not None:
                 self._finish(at, key, shape)
         self._tell()
+
+    def _take_known(self, at: int, key: Key, shape: tuple[int, int] | None) -> None:
+        """Give an image the vector of its content, or let it wait for whoever computes that."""
+        if key in self._writer.places:
+            self._finish(at, key, shape)
+            self._tally.known += 1
+        else:
+            self._waiting.append((at, key, shape))
 
     def _finish(self, at: int, key: Key, shape: tuple[int, int] | None) -> None:
         self._plan.outcomes[at] = Outcome("ok", key, *(shape or (None, None)))
@@ -355,10 +377,10 @@ class _Run:
         """Give the images whose content another image has brought in what that one got."""
         waiting, self._waiting = self._waiting, []
         for at, key, shape in waiting:
-            if key in self._writer.places:
-                self._finish(at, key, shape)
-                self._tally.known += 1
-            elif key in self._failures:
+            if key not in self._failures:
+                self._take_known(at, key, shape)
+        for at, key, _ in waiting:
+            if key in self._failures:
                 self._fail(at, key, self._failures[key])
 
     def _count_failure(self, ref: ImageRef, outcome: Outcome) -> None:
@@ -400,7 +422,7 @@ class _Run:
         previous = self._writer.previous
         rows = zip(previous.paths(), previous.values("key"), previous.values("status"), strict=True)
         kept = [path in keep and (s != "ok" or key in places) for path, key, s in rows]
-        return index.joined(previous.where(kept))
+        return index.joined(previous.where(kept).placed(places))
 
     def _two_labels(self) -> list[str]:
         pairs = zip(self._plan.refs, self._plan.outcomes, strict=True)

@@ -20,6 +20,12 @@ from featpipe.types import Failure, Pixels, ResizeRule
 MAX_PIXELS = 178_956_970
 """More pixels than this are refused before they are decoded (512 MiB as RGB); Pillow's limit."""
 
+_WANTED = {"JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA"}
+# Some builds of Pillow lack a format; asking them for it would fail.
+Image.init()
+FORMATS = tuple(sorted(_WANTED & set(Image.OPEN)))
+"""What is decoded. Others are not tried: Pillow hands PostScript to an interpreter."""
+
 _ORIENTATION = 0x0112
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -62,7 +68,7 @@ def decode_image(data: bytes, rule: ResizeRule) -> Decoded | Failure:
     if not data:
         return Failure("undecodable", "the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _decode_opened(image, rule)
     except UnidentifiedImageError:
         return Failure("undecodable", _not_an_image(data))
@@ -79,7 +85,7 @@ def decode_image(data: bytes, rule: ResizeRule) -> Decoded | Failure:
 def image_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height in pixels, upright, without decoding; None if there are none."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if swaps_sides(image.getexif().get(_ORIENTATION, 1)) and image.format != "TIFF":
                 return height, width

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from stat import S_ISREG
 
 from featpipe._files import printable
 from featpipe.types import ImageRef
 
 MAX_FILE_BYTES = 2**30
 """A larger file is no photograph; it is refused before it fills the memory."""
+
+NOT_REGULAR = "it is not a regular file"
 
 
 class Source(ABC):
@@ -61,25 +65,23 @@ class LocalSource(Source):
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes of one file; raise OSError where that cannot be done."""
         with open(os.path.join(self.root, ref.path), "rb") as file:
-            if ref.size is None or ref.size > MAX_FILE_BYTES:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_FILE_BYTES:
-                    raise OSError(f"the file is larger than {MAX_FILE_BYTES >> 30} GiB")
-            return file.read()
+            # Asked for one byte more than allowed: a device or a growing file has no true size.
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise OSError(f"the file is larger than {MAX_FILE_BYTES >> 30} GiB")
+        return data
 
     def locate(self, ref: ImageRef) -> ImageRef:
         """Add size and time of change to a listed path, or the problem with it."""
         try:
             stat = os.stat(os.path.join(self.root, ref.path))
         except (OSError, ValueError) as exc:
-            return _with(ref, problem=getattr(exc, "strerror", None) or str(exc))
-        return _with(ref, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+            return replace(ref, problem=getattr(exc, "strerror", None) or str(exc))
+        if not is_regular(stat):
+            return replace(ref, problem=NOT_REGULAR)
+        return replace(ref, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
 
-def _with(
-    ref: ImageRef,
-    size: int | None = None,
-    mtime_ns: int | None = None,
-    problem: str | None = None,
-) -> ImageRef:
-    return ImageRef(ref.path, size, mtime_ns, ref.label, ref.split, ref.group, ref.labels, problem)
+def is_regular(stat: os.stat_result) -> bool:
+    """Tell whether it is a file of bytes: a pipe would be waited for, a device never ends."""
+    return S_ISREG(stat.st_mode)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.sources.base import LocalSource
+from featpipe.sources.base import NOT_REGULAR, LocalSource, is_regular
 from featpipe.types import ImageRef
 
 IMAGE_SUFFIXES = frozenset(
@@ -27,17 +27,21 @@ SPLITS = {
     "testing": "test",
 }
 
+_OWN_RECORDS = {"store.json", "head.json"}
+"""A folder that holds one of these was written by featpipe: nobody means its files."""
+_DEEPEST = 100
 _NOT_OURS = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
 
 
 class FolderSource(LocalSource):
     """Every image below a folder, in the order of its names, depth first.
 
-    ``root/ants/1.jpg`` has the label ``ants``; so has ``root/ants/sub/1.jpg``. Where every
-    folder in ``root`` that is listed has the name of a split (train, training, val, valid,
-    validation, test, testing; upper or lower case), it gives the split, and the class
-    folders stand below it. Images in ``root`` itself have no label. Files are listed by
-    suffix; hidden ones are not. Links are followed, and a loop of them is cut.
+    ``root/ants/1.jpg`` has the label ``ants``; so has ``root/ants/sub/1.jpg``. Where the
+    folders in ``root`` have the names of splits (train, training, val, valid, validation,
+    test, testing; upper or lower case) they give the split, and the class folders stand below
+    them: all folders, or two different ones among others, which are in no split then. Images
+    in ``root`` itself have no label. Files are listed by suffix; hidden ones and featpipe's own
+    stores and heads are not. Links are followed, and a loop of them is cut.
 
     Raises
     ------
@@ -59,8 +63,7 @@ class FolderSource(LocalSource):
             raise SourceError(
                 f"cannot open the folder {printable(str(self.root))}: {exc.strerror or exc}"
             ) from exc
-        folders = [e.name for e in entries if _is_folder(e)]
-        has_splits = bool(folders) and all(name.lower() in SPLITS for name in folders)
+        has_splits = self._find_splits([e.name for e in entries if _is_folder(e)])
         root_id = _identity(os.stat(self.root))
         yield from self._walk(entries, "", (root_id,), _Place(has_splits), left_out)
         if left_out:
@@ -68,6 +71,17 @@ class FolderSource(LocalSource):
             self.notes.append(
                 f"left out {sum(left_out.values())} files whose suffix is not an image's: {kinds}"
             )
+
+    def _find_splits(self, folders: list[str]) -> bool:
+        """Tell whether the folders in the root are splits, and note those that are not."""
+        named = [name for name in folders if name.lower() in SPLITS]
+        # Two of these names are no chance; one beside other folders is a class of its own.
+        found = bool(named) and (named == folders or len({SPLITS[n.lower()] for n in named}) > 1)
+        others = [name for name in folders if name not in named]
+        if found and others:
+            shown = ", ".join(printable(name) for name in others[:5])
+            self.notes.append(f"the folders beside {' and '.join(named)} are in no split: {shown}")
+        return found
 
     def _walk(
         self,
@@ -101,10 +115,16 @@ class FolderSource(LocalSource):
                     f"did not follow {printable(path)}: it links back to a folder above"
                 )
                 return
-            entries = _sorted_entries(folder.path)
+            entries = _sorted_entries(folder.path) if len(above) <= _DEEPEST else None
         except OSError as exc:
             problem = f"the folder cannot be opened: {exc.strerror or exc}"
             yield ImageRef(path, label=place.label, split=place.split, problem=problem)
+            return
+        if entries is None:
+            problem = f"the folder lies more than {_DEEPEST} folders deep and is not opened"
+            yield ImageRef(path, label=place.label, split=place.split, problem=problem)
+            return
+        if any(entry.name in _OWN_RECORDS for entry in entries):
             return
         yield from self._walk(entries, path + "/", (*above, identity), place, left_out)
 
@@ -121,7 +141,7 @@ class _Place:
 
     def below(self, name: str) -> _Place:
         if self.awaits_split:
-            return _Place(False, SPLITS[name.lower()])
+            return _Place(False, SPLITS.get(name.lower()))
         return self if self.label is not None else _Place(False, self.split, name)
 
 
@@ -153,4 +173,6 @@ def _listed(entry: os.DirEntry[str], path: str, place: _Place) -> ImageRef:
         if entry.is_symlink():
             problem = f"the link leads nowhere ({problem})"
         return ImageRef(path, label=place.label, split=place.split, problem=problem)
+    if not is_regular(stat):
+        return ImageRef(path, label=place.label, split=place.split, problem=NOT_REGULAR)
     return ImageRef(path, stat.st_size, stat.st_mtime_ns, place.label, place.split)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,12 @@ class LabelledSource(Source):
     """A source whose labels, splits and groups come from a table where that has them.
 
     A row of the table belongs to the image of the same path (as the source lists it, or in
-    full), or else to the only image of the same file name.
+    full); a row that gives a file name alone, to the only image of that name.
 
     Raises
     ------
     SourceError
-        When the table cannot be read, or no row of it belongs to any image.
+        When the table cannot be read, no row of it belongs to any image, or one could mean two.
     """
 
     def __init__(self, source: Source, table: Path) -> None:
@@ -38,11 +37,11 @@ class LabelledSource(Source):
         self.name, self.location = source.name, source.location
         self._source, self._table = source, table
         self._by_path = _rows(table)
-        self._by_name = _unique_names(self._by_path)
+        self._by_name = _bare_names(self._by_path)
 
     def __iter__(self) -> Iterator[ImageRef]:
         self.notes.clear()
-        found: set[str] = set()
+        claimed: dict[str, str] = {}
         without = 0
         for ref in self._source:
             row = self._row(ref)
@@ -50,9 +49,9 @@ class LabelledSource(Source):
                 without += 1
                 yield ref
                 continue
-            found.add(row.path)
+            self._claim(claimed, row, ref)
             yield _labelled(ref, row)
-        self._tell(len(found), without)
+        self._tell(len(claimed), without)
 
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes of one image, from the source itself."""
@@ -65,6 +64,14 @@ class LabelledSource(Source):
             or self._by_path.get(full)
             or self._by_name.get(ref.path.rpartition("/")[2])
         )
+
+    def _claim(self, claimed: dict[str, str], row: ImageRef, ref: ImageRef) -> None:
+        if claimed.setdefault(row.path, ref.path) != ref.path:
+            raise SourceError(
+                f"the row {printable(row.path)} of {printable(str(self._table))} could mean "
+                f"{printable(claimed[row.path])} or {printable(ref.path)}: write its path as the "
+                "source lists it"
+            )
 
     def _tell(self, found: int, without: int) -> None:
         self.notes.extend(self._source.notes)
@@ -86,10 +93,9 @@ def _rows(table: Path) -> dict[str, ImageRef]:
     return {os.path.normpath(ref.path).replace(os.sep, "/"): ref for ref in TableSource(table)}
 
 
-def _unique_names(rows: dict[str, ImageRef]) -> dict[str, ImageRef]:
-    """Return the rows by file name, without the names that several rows share."""
-    counts = Counter(path.rpartition("/")[2] for path in rows)
-    return {name: ref for path, ref in rows.items() if counts[name := path.rpartition("/")[2]] == 1}
+def _bare_names(rows: dict[str, ImageRef]) -> dict[str, ImageRef]:
+    """Return the rows that give a file name alone: they may belong to an image in any folder."""
+    return {path: ref for path, ref in rows.items() if "/" not in path}
 
 
 def _labelled(ref: ImageRef, row: ImageRef) -> ImageRef:

@@ -21,7 +21,7 @@ class PathSource(LocalSource):
         self.name, self.location = name, location
         self._paths = list(dict.fromkeys(path.replace(os.sep, "/") for path in paths))
         if len(self._paths) < len(paths):
-            self.notes.append(f"{len(paths) - len(self._paths)} paths are listed more than once")
+            self.notes.append(f"paths listed again: {len(paths) - len(self._paths)}")
 
     def __iter__(self) -> Iterator[ImageRef]:
         return (self.locate(ImageRef(path)) for path in self._paths)

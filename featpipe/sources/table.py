@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from featpipe._files import file_key, printable
+from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import LocalSource
 from featpipe.sources.folder import SPLITS
@@ -40,18 +40,18 @@ class TableSource(LocalSource):
 
     def __iter__(self) -> Iterator[ImageRef]:
         self.notes.clear()
-        seen: dict[str, str | None] = {}
+        seen: dict[str, ImageRef] = {}
         repeated = 0
         for number, row in enumerate(read_table(self._table), start=1):
             ref = _as_ref(row, self._table, number)
             if ref.path in seen:
-                _refuse_two_labels(self._table, ref, seen[ref.path])
+                _refuse_contradiction(self._table, ref, seen[ref.path])
                 repeated += 1
                 continue
-            seen[ref.path] = ref.label
+            seen[ref.path] = ref
             yield self.locate(ref)
         if repeated:
-            self.notes.append(f"{repeated} rows name a path that an earlier row has named")
+            self.notes.append(f"rows that name a path again: {repeated}")
 
 
 def read_table(path: Path) -> Iterator[dict[str, str | None]]:
@@ -74,18 +74,19 @@ def read_table(path: Path) -> Iterator[dict[str, str | None]]:
         raise SourceError(f"the table {shown} is damaged: {exc}") from exc
 
 
-def table_key(path: Path) -> str:
-    """Return a digest of the table's bytes, for whoever wants to know whether it changed."""
-    return file_key(path).hex()
-
-
 def _read_csv(path: Path) -> Iterator[dict[str, str | None]]:
     # Spreadsheets begin their CSV files with a byte-order mark; names may be no UTF-8 at all.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         header = file.readline()
-        delimiter = max(",;\t", key=header.count)
+        is_tsv = path.suffix.lower() == ".tsv"
+        delimiter = "\t" if is_tsv else max(",;\t", key=header.count)
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         for cells in csv.reader(file, delimiter=delimiter):
+            if any(cell.strip() for cell in cells[len(names) :]):
+                raise ValueError(
+                    f"a row has {len(cells)} cells and the header {len(names)}: put quotes "
+                    f"around what holds a {delimiter!r}"
+                )
             if any(cell.strip() for cell in cells):
                 padded = cells + [""] * (len(names) - len(cells))
                 yield {
@@ -99,11 +100,22 @@ def _read_parquet(path: Path) -> Iterator[dict[str, str | None]]:
 
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_bytes(file.schema_arrow, path)
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     yield {name: _as_text(value) for name, value in row.items()}
     except pa.ArrowException as exc:
         raise ValueError(str(exc).splitlines()[0]) from exc
+
+
+def _refuse_bytes(schema: Any, path: Path) -> None:
+    for field in schema:
+        if str(field.type).startswith(("struct", "binary", "large_binary", "list", "fixed_size")):
+            raise SourceError(
+                f"the column {printable(field.name)!r} of {printable(str(path))} holds "
+                "bytes or nested values, and featpipe does not read images "
+                "inside a Parquet file yet: write the images to files, or give a table of paths"
+            )
 
 
 def _as_text(value: Any) -> str | None:
@@ -167,9 +179,11 @@ def _split(text: str | None, table: Path, number: int) -> str | None:
     return split
 
 
-def _refuse_two_labels(table: Path, ref: ImageRef, former: str | None) -> None:
-    if ref.label != former:
-        raise SourceError(
-            f"the table {printable(str(table))} gives {printable(ref.path)} two labels, "
-            f"{printable(str(former))!r} and {printable(str(ref.label))!r}: keep one of the rows"
-        )
+def _refuse_contradiction(table: Path, ref: ImageRef, former: ImageRef) -> None:
+    for what in ("label", "split", "group"):
+        one, two = getattr(former, what), getattr(ref, what)
+        if one != two:
+            raise SourceError(
+                f"the table {printable(str(table))} gives {printable(ref.path)} two {what}s, "
+                f"{printable(str(one))!r} and {printable(str(two))!r}: keep one of the rows"
+            )

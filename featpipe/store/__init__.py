@@ -9,11 +9,12 @@ from featpipe.store.maintenance import (
     verify_store,
     write_parquet,
 )
-from featpipe.store.manifest import Manifest
+from featpipe.store.manifest import MERGED, Manifest
 from featpipe.store.store import EmbeddingStore, newest_store
 from featpipe.store.writer import StoreWriter
 
 __all__ = [
+    "MERGED",
     "EmbeddingStore",
     "Index",
     "Manifest",

@@ -124,7 +124,7 @@ class Index:
         if not path.exists():
             raise StoreError(f"{shown} is missing: {again}")
         try:
-            # The whole file is mapped, not kept open: a writer may replace it at any time.
+            # Read at once and not kept open: a writer may replace the file at any time.
             table = pq.read_table(pa.BufferReader(path.read_bytes()))
         except (OSError, pa.ArrowException) as exc:
             raise StoreError(f"{shown} is damaged: {again}") from exc

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 from featpipe._files import atomic_file, printable
 from featpipe.errors import StoreError
 from featpipe.store import parts
+from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
+from featpipe.store.manifest import MERGED
 from featpipe.store.store import EmbeddingStore
-from featpipe.store.writer import StoreWriter
+from featpipe.store.writer import PART_ROWS, StoreWriter
 from featpipe.types import Key
 
 _TABLE_ROWS = 4096
@@ -40,12 +43,28 @@ def verify_store(store: EmbeddingStore) -> list[str]:
     """
     numbers = parts.list_parts(store.path)
     problems = [problem for n in numbers if (problem := parts.check_digest(store.path, n))]
+    problems.extend(_misplaced(store, set(numbers)))
     referred = {int(n) for n in np.unique(store.index.integers("part")) if n >= 0}
     problems.extend(
         parts.damaged(parts.vectors_path(store.path, n), "the file is missing")
         for n in sorted(referred - set(numbers))
     )
     return problems
+
+
+def _misplaced(store: EmbeddingStore, numbers: set[int]) -> list[str]:
+    """Compare where the index says that a content lies with the keys of the parts."""
+    index = store.index
+    held = {number: parts.read_keys(store.path, number) for number in numbers}
+    places = zip(index.integers("part").tolist(), index.integers("row").tolist(), strict=True)
+    wrong = sum(
+        part in held and (row >= len(held[part]) or held[part][row] != key)
+        for key, (part, row) in zip(index.values("key"), places, strict=True)
+    )
+    if not wrong:
+        return []
+    path = printable(str(store.path / INDEX_NAME))
+    return [f"{path} is damaged ({wrong} rows lead to another vector): run `featpipe embed` again"]
 
 
 def collect_garbage(path: Path) -> Collected:
@@ -68,13 +87,8 @@ def collect_garbage(path: Path) -> Collected:
             if status == "ok"
         )
         held, old = len(writer.places), parts.list_parts(path)
-        missing = sum(key not in writer.places for key in wanted)
-        if missing:
-            raise StoreError(
-                f"{printable(str(path))} lacks the vectors of {missing} images: run "
-                "`featpipe embed` again first; they alone are computed"
-            )
-        if held == len(wanted) and len(old) <= 1:
+        _refuse_missing(index, writer.places, printable(str(path)))
+        if held == len(wanted) and len(old) <= 1 + held // PART_ROWS:
             return Collected(held, 0, 0)
         places = dict(writer.places)
         writer.places.clear()
@@ -85,6 +99,16 @@ def collect_garbage(path: Path) -> Collected:
         for number in old:
             writer.drop_part(number)
     return Collected(len(wanted), held - len(wanted), before - disk_usage(path))
+
+
+def _refuse_missing(index: Index, places: Container[Key], shown: str) -> None:
+    rows = zip(index.values("key"), index.values("status"), strict=True)
+    missing = {key for key, status in rows if status == "ok" and key not in places}
+    if missing:
+        raise StoreError(
+            f"{shown} lacks the vectors of {len(missing)} images: run `featpipe embed` again "
+            "first; they alone are computed"
+        )
 
 
 def _gather(
@@ -101,7 +125,7 @@ def _gather(
 
 
 def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
-    """Join stores of one backbone into ``output``, which must be new or a store already.
+    """Join stores of one backbone into ``output``, a new store.
 
     Images keep their paths; a path that two stores hold with the same content becomes one
     row. Contents that several stores hold are written once.
@@ -111,8 +135,15 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
     FingerprintError
         When the vectors come from different backbones.
     StoreError
-        When dtypes differ, or one path stands for two contents.
+        When ``output`` is a store already, dtypes differ, one path stands for two contents, or
+        vectors are missing.
     """
+    # Without an index it is what an interrupted merge has left: this one goes on from there.
+    if (output / INDEX_NAME).exists():
+        raise StoreError(
+            f"{printable(str(output))} is a store already: give a new folder for the merged one, "
+            "and name this one among the stores if its images belong there"
+        )
     stores = [EmbeddingStore.open(path) for path in inputs]
     first = stores[0].manifest
     shown = printable(str(stores[0].path))
@@ -125,7 +156,7 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
             )
     merged = _without_repeats(stores)
     engines = [engine for store in stores for engine in store.manifest.engines]
-    manifest = replace(first, source=" + ".join(store.source for store in stores))
+    manifest = replace(first, source=MERGED.join(store.source for store in stores))
     for engine in engines:
         manifest = manifest.with_engine(engine)
     with StoreWriter.opened(output, manifest) as writer:
@@ -134,22 +165,27 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
                 vectors = parts.map_vectors(store.path, number, store.shape)
                 writer.append(parts.read_keys(store.path, number), np.asarray(vectors))
         writer.flush()
+        _refuse_missing(merged, writer.places, "one of the stores")
         writer.commit(merged.placed(writer.places))
     return EmbeddingStore.open(output)
 
 
 def _without_repeats(stores: list[EmbeddingStore]) -> Index:
+    """Join the rows; of one path with one content the first counts, a vector before a failure."""
     joined = stores[0].index.joined(*(store.index for store in stores[1:]))
-    seen: dict[str, bytes | None] = {}
-    keep: list[bool] = []
-    for path, key in zip(joined.values("path"), joined.values("key"), strict=True):
-        if path in seen and seen[path] != key:
+    chosen: dict[str, tuple[int, Key | None, bool]] = {}
+    rows = zip(*(joined.values(name) for name in ("path", "key", "status")), strict=True)
+    for row, (path, key, status) in enumerate(rows):
+        former = chosen.get(path)
+        if former is not None and None not in (key, former[1]) and key != former[1]:
             raise StoreError(
                 f"two of the stores hold different images under the path {printable(path)}: "
                 "embed one of the sources from a folder above, so that the paths differ"
             )
-        keep.append(path not in seen)
-        seen[path] = key
+        if former is None or (status == "ok" and not former[2]):
+            chosen[path] = (row, key, status == "ok")
+    keep = np.zeros(len(joined), dtype=bool)
+    keep[[row for row, _, _ in chosen.values()]] = True
     return joined.where(keep)
 
 
@@ -181,4 +217,8 @@ def write_parquet(store: EmbeddingStore, output: Path) -> int:
 
 def disk_usage(path: Path) -> int:
     """Return the bytes that a store takes on disk."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    total = 0
+    for found in path.rglob("*"):
+        with suppress(FileNotFoundError):  # a writer's temporary file comes and goes
+            total += found.stat().st_size if found.is_file() else 0
+    return total

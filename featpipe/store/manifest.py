@@ -14,6 +14,8 @@ from featpipe.errors import FingerprintError, StoreError
 FORMAT = 1
 KIND = "featpipe.store"
 FILE_NAME = "store.json"
+MERGED = " + "
+"""Between the sources of a merged store."""
 DTYPES = ("float32", "float16")
 
 

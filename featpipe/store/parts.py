@@ -1,8 +1,8 @@
 """Parts: immutable blocks of vectors, each with the keys of its rows beside it.
 
 ``00000.npy`` is a plain NumPy array (n, D). ``00000.keys`` is n keys of 16 bytes in the same
-order, then the BLAKE2b-128 digest of the ``.npy`` file. The keys are written last: a part
-without them was being written when the process ended, and counts for nothing.
+order, then the BLAKE2b-128 digest of the ``.npy`` file and these keys. The keys are written
+last: a part without them was being written when the process ended, and counts for nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._files import KEY_BYTES, atomic_file, file_key, printable
+from featpipe._files import KEY_BYTES, atomic_file, printable
 from featpipe.errors import StoreError
 from featpipe.types import Key
 
 FOLDER = "parts"
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def write_part(
     data = np.ascontiguousarray(vectors, dtype=shape.dtype).data.cast("B")
     digest = hashlib.blake2b(header, digest_size=KEY_BYTES)
     digest.update(data)
+    digest.update(b"".join(keys))
     with atomic_file(vectors_path(store, part)) as file:
         file.write(header)
         file.write(data)
@@ -147,12 +149,16 @@ def map_vectors(store: Path, part: int, shape: PartShape) -> NDArray[Any]:
 def check_digest(store: Path, part: int) -> str | None:
     """Compare a part's vectors with their digest; return what is wrong, or None."""
     path = vectors_path(store, part)
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
     try:
-        expected = keys_path(store, part).read_bytes()[-KEY_BYTES:]
-        found = file_key(path)
+        keys = keys_path(store, part).read_bytes()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
     except OSError as exc:
         return f"{printable(str(path))} cannot be read: {exc.strerror or exc}"
-    return None if found == expected else damaged(path, "its bytes have changed")
+    digest.update(keys[:-KEY_BYTES])
+    return None if digest.digest() == keys[-KEY_BYTES:] else damaged(path, "its bytes have changed")
 
 
 def damaged(path: Path, why: str) -> str:

@@ -23,7 +23,7 @@ from featpipe.store.index import Index
 from featpipe.store.manifest import FILE_NAME, Manifest
 from featpipe.types import Key
 
-_FIRST_PART_ROWS, _PART_ROWS = 32, 2048
+_FIRST_PART_ROWS, PART_ROWS = 32, 2048
 
 
 class StoreWriter:
@@ -49,9 +49,8 @@ class StoreWriter:
         for number in numbers:
             self._load(number)
         self._next = max(numbers, default=-1) + 1
-        self._rows = min(_FIRST_PART_ROWS << len(numbers), _PART_ROWS)
-        self._keys: list[Key] = []
-        self._vectors: list[NDArray[Any]] = []
+        self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
+        self._pending: list[tuple[Key, NDArray[Any]]] = []
         self.previous = self._read_index()
 
     @classmethod
@@ -92,27 +91,32 @@ class StoreWriter:
         They reach the disk in parts of 32, 64 … 2,048 rows: early in a run little is at
         risk, later there are few files.
         """
-        new = [i for i, key in enumerate(keys) if key not in self.places]
-        for i in new:
-            self.places[keys[i]] = (self._next, len(self._keys))
-            self._keys.append(keys[i])
-            self._vectors.append(vectors[i])
-            if len(self._keys) == self._rows:
+        for key, vector in zip(keys, vectors, strict=True):
+            if key in self.places:
+                continue
+            # An interrupt may come between any two lines: a row is whole before it counts.
+            self._pending.append((key, vector))
+            self.places[key] = (self._next, len(self._pending) - 1)
+            if len(self._pending) >= self._rows:
                 self.flush()
 
     def flush(self) -> None:
         """Write what has been appended as a part."""
-        if not self._keys:
+        if not self._pending:
             return
-        parts.write_part(self.path, self._next, self.shape, self._keys, self._stacked())
+        parts.write_part(
+            self.path, self._next, self.shape, [key for key, _ in self._pending], self._stacked()
+        )
         self._next += 1
-        self._rows = min(self._rows * 2, _PART_ROWS)
-        self._keys, self._vectors = [], []
+        self._rows = min(self._rows * 2, PART_ROWS)
+        self._pending = []
 
     def _stacked(self) -> NDArray[Any]:
         # A value beyond float16 becomes infinite here; `fit` names the image when it meets it.
         with np.errstate(over="ignore"):
-            return np.stack(self._vectors).astype(self.shape.dtype, copy=False)
+            return np.stack([vector for _, vector in self._pending]).astype(
+                self.shape.dtype, copy=False
+            )
 
     def commit(self, index: Index) -> None:
         """Make ``index`` the store's, after everything that it refers to is on disk."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featpipe._files import printable
 from featpipe.errors import LabelError, StoreError
 from featpipe.heads import Head, HeadSpec, head_spec
-from featpipe.heads.persistence import data_digest
+from featpipe.heads.persistence import data_digest, short_key
 from featpipe.metrics import Metrics, compute_metrics
 from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
 from featpipe.store import EmbeddingStore, label_conflicts
@@ -162,7 +162,7 @@ class _Training:
         else:
             estimate = {
                 "method": f"the split {held_name}, not used before",
-                **self._held(head, rows, held),
+                **self._held(head, rows, train, held),
             }
         names = [rows.classes[k] for k in rows.y]
         report = {
@@ -177,6 +177,7 @@ class _Training:
                 "source": self._store.source,
                 "images": len(rows.y),
                 "digest": data_digest(rows.keys, names),
+                "keys": sorted({short_key(key) for key in rows.keys}),
             },
         }
         return _with_report(head, report)
@@ -240,7 +241,7 @@ class _Training:
             seed=self._seed,
         ).to_json()
 
-    def _held(self, head: Head, rows: LabelledRows, held: Ints) -> Mapping[str, Any]:
+    def _held(self, head: Head, rows: LabelledRows, train: Ints, held: Ints) -> Mapping[str, Any]:
         classes = set(head.classes)
         known = [i for i in held if self._labels[i] in classes]
         unknown = sorted({str(self._labels[i]) for i in held} - classes)
@@ -252,7 +253,7 @@ class _Training:
             )
         if not known:
             raise LabelError("the test split has no label in common with the training split")
-        self._say_shared_groups(held)
+        self._say_shared_groups(train, held)
         seen = set(rows.keys)
         twins = [i for i in known if self._store.keys[i] in seen]
         metrics = measure(head, self._store, np.array(known), self._target, self._seed)
@@ -270,11 +271,11 @@ class _Training:
         )
         return {**metrics.to_json(), "without_training_images": without}
 
-    def _say_shared_groups(self, held: Ints) -> None:
+    def _say_shared_groups(self, train: Ints, held: Ints) -> None:
         groups = self._store.groups
         if groups is None:
             return
-        learnt = {groups[i] for i in np.flatnonzero(self._store.splits == "train")} - {None}
+        learnt = {groups[i] for i in train} - {None}
         shared = {groups[i] for i in held} & learnt
         if shared:
             self._notes.add(
@@ -375,6 +376,11 @@ def _listed(splits: NDArray[np.object_]) -> str:
 
 
 def _no_labels(store: EmbeddingStore) -> str:
+    if not len(store):
+        return (
+            f"{printable(str(store.path))} holds no vector, as all its images failed: correct the "
+            "paths or files and run `featpipe embed` again"
+        )
     others = [name for name in store.label_columns if name != "label"]
     if others:
         names = ", ".join(printable(name) for name in others)

@@ -264,7 +264,9 @@ def test_evaluate_refuses_what_is_no_head_with_exit_code_7(work: Path, run_cli) 
 
 
 def test_a_picture_of_another_kind_is_refused(work: Path, fitted: Path, run_cli) -> None:
-    """Exit code 1, and the names that will do."""
+    """A usage error before any work, with the names that will do."""
     result = run_cli("evaluate", fitted, "embeddings/surfaces-tiny", "--plot", "p.doc")
-    assert result.code == 1
-    assert result.err == ("Error: cannot draw p.doc: give a name that ends in .png, .pdf, .svg\n")
+    assert result.code == 2
+    assert result.err.endswith(
+        "Invalid value for --plot: cannot draw p.doc: give a name that ends in .png, .pdf, .svg\n"
+    )

@@ -74,7 +74,8 @@ def test_a_split_may_be_chosen(demo, head, split, n) -> None:
         "the head was fitted on these images: the figures are too good; its estimate for new ones "
         "is what `featpipe fit` printed"
     )
-    assert found.notes == (() if split == "test" else (too_good,))
+    part = "the head was fitted on 160 of these 360 images: the figures are too good"
+    assert found.notes == {"train": (too_good,), "test": (), "all": (part,)}[split]
 
 
 def test_val_is_measured_where_there_is_no_test_and_all_where_there_is_neither(tmp_path) -> None:
@@ -83,9 +84,18 @@ def test_val_is_measured_where_there_is_no_test_and_all_where_there_is_neither(t
     val = make_store(tmp_path / "v", X, labels, splits=["train", "val"] * 12)
     head = fit(val, "centroid", cv=2)
     assert evaluate(head, val).split == "val"
-    none = make_store(tmp_path / "other" / "n", X, labels)
+    none = make_store(tmp_path / "other" / "n", X, labels, contents=range(100, 124))
     found = evaluate(head, none)
     assert (found.split, found.n_samples, found.notes) == (None, 24, ())
+
+
+def test_images_that_were_learnt_are_known_wherever_they_lie(tmp_path) -> None:
+    """A copy of the training folder under another name is no new data: contents decide."""
+    X, labels = small(2, 12)
+    head = fit(make_store(tmp_path / "a", X, labels), "centroid", cv=2)
+    copy = make_store(tmp_path / "elsewhere" / "b", X, labels, splits=["val"] * 24)
+    [note] = evaluate(head, copy).notes
+    assert note.startswith("the head was fitted on these images: the figures are too good")
 
 
 def test_a_split_that_is_not_there_is_said_with_those_that_are(demo, head, tmp_path) -> None:
@@ -146,7 +156,7 @@ def test_twins_in_the_training_split_are_counted(tmp_path) -> None:
     contents = [i // 2 if i < 4 else i for i in range(24)]
     store = make_store(tmp_path / "s", X, labels, splits=["train", "test"] * 12, contents=contents)
     found = evaluate(fit(store, "centroid", cv=2), store)
-    assert found.notes == ("2 of these images are in the training split, too",)
+    assert found.notes == ("the head was fitted on 2 of these 12 images: the figures are too good",)
 
 
 def test_groups_widen_the_intervals(head, tmp_path) -> None:

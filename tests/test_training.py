@@ -51,6 +51,7 @@ def test_the_test_split_is_measured_once_at_the_end(demo: EmbeddingStore) -> Non
         "digest": data_digest(
             [demo.keys[i] for i in np.flatnonzero(~test)], list(demo.labels()[~test])
         ),
+        "keys": sorted({demo.keys[i][:8].hex() for i in np.flatnonzero(~test)}),
     }
     assert head.report["notes"] == []
     assert head.backbone == demo.card
@@ -380,3 +381,18 @@ def test_unknown_heads_and_single_folds_are_refused(demo: EmbeddingStore) -> Non
         fit(demo, "smv")
     assert str(caught.value).startswith("there is no head 'smv': did you mean svm? there are ")
     assert refused(demo, cv=1) == "cross-validation needs 2 folds at least, not 1: raise --cv"
+
+
+def test_groups_on_both_sides_are_said(tmp_path: Path) -> None:
+    """Also where the images to learn on have no split of their own."""
+    X, labels = two()
+    groups = [f"p{i // 2}" for i in range(24)]
+    for none in (None, "train"):
+        store = make_store(
+            tmp_path / f"s{none}", X, labels, splits=[none, "test"] * 12, groups=groups
+        )
+        notes = fit(store, "centroid", cv=2).report["notes"]
+        assert notes == [
+            "12 groups, such as p0, have images in the training split and in the one that is "
+            "measured on: the estimate is too good for new groups"
+        ]

@@ -57,6 +57,7 @@ def fit(
     the training split; the test split (or val) is measured once, at the end; without one,
     nested cross-validation gives the estimate.
     """
+    from featpipe.heads import check_head_folder
     from featpipe.store import EmbeddingStore, newest_store
     from featpipe.training import fit as fit_head
 
@@ -65,11 +66,13 @@ def fit(
         say(f"using the newest store: {opened.path}")
     else:
         opened = EmbeddingStore.open(store)
+    path = output if output is not None else default_head(opened, name)
+    check_head_folder(path)
     with progress_display("fits") as progress:
         head = fit_head(
             opened, name, target=target, cv=cv, tune=not no_tune, seed=seed, progress=progress
         )
-    path = head.save(output if output is not None else default_head(opened, name))
+    head.save(path)
     for note in head.report["notes"]:
         say(f"Note: {note}.")
     if as_json:
@@ -94,7 +97,13 @@ def fit_json(head: Head, path: Path) -> dict[str, Any]:
         "classes": list(head.classes),
         "parameters": dict(head.parameters),
         **head.report,
+        "data": _without_keys(head.report["data"]),
     }
+
+
+def _without_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what only `evaluate` has a use for: a line for every image."""
+    return {name: value for name, value in data.items() if name != "keys"}
 
 
 def fit_text(head: Head) -> str:
@@ -145,8 +154,14 @@ def evaluate(
     plot: Path | None,
 ) -> None:
     """Measure HEAD on the labelled images of STORE, with 95 % intervals."""
+    from featpipe.evaluation import PLOT_FORMATS
     from featpipe.evaluation import evaluate as measure
 
+    if plot is not None and plot.suffix.lower() not in PLOT_FORMATS:
+        raise click.BadParameter(
+            f"cannot draw {plot}: give a name that ends in {', '.join(PLOT_FORMATS)}",
+            param_hint="--plot",
+        )
     evaluation = measure(head, store, split=split, target=target)
     for note in evaluation.notes:
         say(f"Note: {note}.")

@@ -1,6 +1,6 @@
 """A head measured on labelled vectors."""
 
 from featpipe.evaluation.measure import Evaluation, evaluate
-from featpipe.evaluation.table import metrics_table
+from featpipe.evaluation.table import PLOT_FORMATS, metrics_table
 
-__all__ = ["Evaluation", "evaluate", "metrics_table"]
+__all__ = ["PLOT_FORMATS", "Evaluation", "evaluate", "metrics_table"]

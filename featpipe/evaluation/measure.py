@@ -14,6 +14,7 @@ from featpipe._files import printable
 from featpipe.errors import FingerprintError, LabelError
 from featpipe.evaluation.table import metrics_table
 from featpipe.heads import Head, load_head
+from featpipe.heads.persistence import short_key
 from featpipe.metrics import Metrics, compute_metrics
 from featpipe.model_selection import units_of
 from featpipe.store import EmbeddingStore
@@ -121,7 +122,7 @@ def evaluate(
     rows = np.array([i for i in chosen if labels[i] in known], dtype=np.int64)
     if not len(rows):
         raise LabelError(_nothing_to_measure(opened, fitted, name, labels[chosen]))
-    notes = _notes(opened, fitted, name, split, labels, chosen, len(rows))
+    notes = _notes(opened, fitted, name, labels, chosen, len(rows))
     y = np.array([known[labels[i]] for i in rows], dtype=np.int64)
     probabilities = fitted.predict_proba(finite_vectors(opened, rows))
     groups = None if opened.groups is None else opened.groups[rows]
@@ -178,7 +179,6 @@ def _notes(
     store: EmbeddingStore,
     head: Head,
     name: str | None,
-    asked: str | None,
     all_labels: NDArray[np.object_],
     chosen: NDArray[np.int64],
     n_known: int,
@@ -197,17 +197,17 @@ def _notes(
     )
     if unlabelled:
         notes.append(f"{unlabelled} images without a label are left out")
-    fitted_here = head.report.get("data", {}).get("source") == store.source
-    if fitted_here and (name == "train" or (name is None and asked in {None, "all"})):
+    learnt = set(head.report.get("data", {}).get("keys", ()))
+    seen = sum(short_key(store.keys[i]) in learnt for i in chosen)
+    if seen == len(chosen):
         notes.append(
             "the head was fitted on these images: the figures are too good; its estimate for new "
             "ones is what `featpipe fit` printed"
         )
-    elif fitted_here and name is not None:
-        learnt = {store.keys[i] for i in np.flatnonzero(store.splits == "train")}
-        twins = sum(store.keys[i] in learnt for i in chosen)
-        if twins:
-            notes.append(f"{twins} of these images are in the training split, too")
+    elif seen:
+        notes.append(
+            f"the head was fitted on {seen} of these {len(chosen)} images: the figures are too good"
+        )
     return notes
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from featpipe._files import atomic_file, printable
 from featpipe.errors import FeatpipeError
+from featpipe.evaluation.table import PLOT_FORMATS
 from featpipe.metrics import reliability
 
 if TYPE_CHECKING:
     from featpipe.evaluation.measure import Evaluation
 
 _NUMBERS_UP_TO = 20
-_FORMATS = (".png", ".pdf", ".svg")
 
 
 def plot_evaluation(evaluation: Evaluation, path: Path) -> Path:
@@ -32,9 +32,10 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> Path:
     WriteError
         When the operating system refuses to write.
     """
-    if path.suffix.lower() not in _FORMATS:
+    if path.suffix.lower() not in PLOT_FORMATS:
         raise FeatpipeError(
-            f"cannot draw {printable(str(path))}: give a name that ends in {', '.join(_FORMATS)}"
+            f"cannot draw {printable(str(path))}: give a name that ends in "
+            f"{', '.join(PLOT_FORMATS)}"
         )
     # The base installation has no matplotlib; who asks for a picture needs it.
     try:

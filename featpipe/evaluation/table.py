@@ -16,6 +16,8 @@ _ROWS = (
     ("calibration_error", "calibration error", True),
 )
 _MOST_CLASSES = 30
+PLOT_FORMATS = (".png", ".pdf", ".svg")
+"""What `Evaluation.plot` draws; here, as the command line knows it without matplotlib."""
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:

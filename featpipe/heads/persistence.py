@@ -7,6 +7,7 @@ and a digest of their contents. skops checks types, not content.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
@@ -33,6 +34,7 @@ from featpipe._files import (
     make_folder,
     printable,
     read_json,
+    write_error,
     write_json,
 )
 from featpipe.errors import HeadError
@@ -40,6 +42,7 @@ from featpipe.heads.arrays import arrays_of, arrays_table
 from featpipe.heads.head import Head
 from featpipe.heads.registry import HEADS
 from featpipe.heads.soundness import find_flaw
+from featpipe.types import Key
 
 FORMAT = 1
 KIND = "featpipe.head"
@@ -383,3 +386,27 @@ def data_digest(keys: list[bytes], labels: list[str]) -> str:
         digest.update(key)
         digest.update(label.encode("utf-8", "backslashreplace") + b"\0")
     return digest.hexdigest()
+
+
+def short_key(key: Key) -> str:
+    """Return the half of a content's key, in hexadecimal digits, that a head remembers."""
+    return key[:8].hex()
+
+
+def check_head_folder(path: str | os.PathLike[str]) -> None:
+    """Raise now what `save_head` would raise after the work; makes nothing.
+
+    Raises
+    ------
+    WriteError, HeadError
+        As `save_head`.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        _refuse_strangers(folder)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    code = 0 if os.access(there, os.W_OK) else errno.EACCES
+    if not there.is_dir():
+        code = errno.EEXIST if there == folder else errno.ENOTDIR
+    if code:
+        raise write_error(folder, OSError(code, os.strerror(code)))

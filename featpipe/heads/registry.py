@@ -26,6 +26,7 @@ from featpipe.heads.centroid import CosineCentroid
 from featpipe.heads.discriminant import ShrunkDiscriminant
 
 Parameters = Mapping[str, Any]
+_CELLS = 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,11 @@ def class_scores(pipeline: Pipeline, X: NDArray[Any]) -> NDArray[np.float64]:  #
         # Laplace's rule: a class without a neighbour is unlikely, not impossible.
         votes = shares * estimator.n_neighbors + 1.0 / shares.shape[1]
         return np.asarray(np.log(votes / votes.sum(axis=1, keepdims=True)))
-    return as_columns(pipeline.decision_function(X))
+    # A kernel machine makes a column for every pair of classes first: a few rows at a time.
+    n_classes = len(estimator.classes_)
+    step = max(1, _CELLS // n_classes**2) if isinstance(estimator, SVC) else max(len(X), 1)
+    blocks = [X[start : start + step] for start in range(0, max(len(X), 1), step)]
+    return np.concatenate([as_columns(pipeline.decision_function(block)) for block in blocks])
 
 
 def _powers(low: float, high: float, per_decade: int = 2) -> list[float]:

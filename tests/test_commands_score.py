@@ -153,3 +153,10 @@ def test_full_disk_for_the_final_file(run_cli, place: Path, open_folder: Path) -
     open_folder.mkdir()
     assert result.code == 8
     assert result.err.splitlines()[-1].startswith(f"Error: cannot write {open_folder}: ")
+
+
+def test_nan_is_no_threshold(run_cli) -> None:
+    """A usage error, not a bug."""
+    result = run_cli("score", "x", "--threshold", "nan")
+    assert result.code == 2
+    assert result.err.endswith("Invalid value for '--threshold': nan is no probability.\n")

@@ -233,3 +233,18 @@ def test_json_has_plain_values_alone() -> None:
     ]
     assert value["majority_class"] == {"label": "class 1", "accuracy": found.majority[1]}
     assert value["per_class"][2]["support"] == sum(value["confusion_matrix"][2])
+
+
+def test_intervals_of_few_claim_little() -> None:
+    """One group bounds nothing; two images of a rare class bound a mean over classes little."""
+    y = np.array([0, 1] * 20)
+    one = compute_metrics(
+        y, np.tile([0.9, 0.1], (40, 1)), ["a", "b"], majority=0, groups=np.zeros(40, dtype=int)
+    )
+    assert one.intervals["accuracy"] == (0.0, 1.0)
+    y = np.array([0] * 1000 + [1] * 2)
+    rare = compute_metrics(y, np.eye(2)[y], ["a", "b"], majority=0)
+    assert rare.intervals["accuracy"][0] > 0.99
+    low, high = rare.intervals["balanced_accuracy"]
+    assert low == pytest.approx((0.025 ** (1 / 1000) + 0.025**0.5) / 2)
+    assert high == 1.0

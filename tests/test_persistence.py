@@ -21,7 +21,7 @@ from conftest import as_nobody
 from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
-from vectors import card
+from vectors import card, make_store, small
 
 import featpipe
 from featpipe import __version__
@@ -30,6 +30,7 @@ from featpipe.errors import HeadError, WriteError
 from featpipe.heads import HEADS, Head, load_head, newest_head, persistence, save_head
 from featpipe.heads.arrays import arrays_digest, arrays_of, arrays_table
 from featpipe.heads.persistence import data_digest
+from featpipe.training import fit
 
 AGAIN = "fit the head again"
 
@@ -517,3 +518,16 @@ def test_a_head_digest_changes_with_what_decides_a_prediction() -> None:
 
 def vars_of(value: Head) -> dict:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("report", [{"data": []}, {"data": {"keys": [[]]}}, {"target": 5}])
+def test_a_forged_report_is_refused(tmp_path, report) -> None:
+    """What `evaluate` reads of the report is looked at before it does."""
+    X, labels = small(2, 6)
+    store = make_store(tmp_path / "s", X, labels)
+    folder = fit(store, "centroid", cv=2).save(tmp_path / "h")
+    record = json.loads((folder / "head.json").read_text())
+    record["report"] = report
+    (folder / "head.json").write_text(json.dumps(record))
+    with pytest.raises(HeadError, match="its field 'report' is missing or amiss"):
+        load_head(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,13 @@ from featpipe.commands._common import debug_option, device_options, progress_dis
 
 if TYPE_CHECKING:
     from featpipe.scoring import ScoreSummary
+
+
+def _number(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN, which lies in every range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no probability.")
+    return value
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
+    callback=_number,
     metavar="P",
     help="Below this probability the label stays empty, and the status is 'uncertain'.",
 )

@@ -110,7 +110,8 @@ def merge(output: Path, stores: tuple[Path, ...]) -> None:
     from featpipe.store import merge_stores
 
     merged = merge_stores(output, stores)
-    say(f"{len(merged)} images from {len(stores)} stores → {output}")
+    what = "store" if len(stores) == 1 else "stores"
+    say(f"{len(merged)} images from {len(stores)} {what} → {output}")
 
 
 @click.command(context_settings=_HELP)

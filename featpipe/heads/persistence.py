@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import os
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -256,8 +257,8 @@ def _is_positive(value: Any) -> bool:
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value > 0
+        # Not `isfinite`, which a whole number of four hundred digits overflows.
+        and 0 < value <= sys.float_info.max
     )
 
 
@@ -272,6 +273,15 @@ def _are_classes(value: Any) -> bool:
         and all(isinstance(name, str) for name in value)
         and len(set(value)) == len(value)
     )
+
+
+def _is_report(value: Any) -> bool:
+    """Check what `evaluate` reads of it; the rest is for people."""
+    if not isinstance(value, dict) or not isinstance(value.get("target"), str | None):
+        return False
+    data = value.get("data", {})
+    keys = data.get("keys", []) if isinstance(data, dict) else None
+    return isinstance(keys, list) and all(isinstance(key, str) for key in keys)
 
 
 def _is_table(value: Any) -> bool:
@@ -297,7 +307,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "model.digest": lambda v: isinstance(v, str),
     "model.contents": lambda v: isinstance(v, str),
     "model.arrays": _is_table,
-    "report": lambda v: isinstance(v, dict),
+    "report": _is_report,
 }
 
 
@@ -338,7 +348,7 @@ def _refuse_foreign(path: Path, types: set[str]) -> None:
 def _n_bytes(path: Path, entry: Mapping[str, Any]) -> int:
     try:
         dtype = np.dtype(entry["dtype"])
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):
         dtype = np.dtype(object)
     if dtype.hasobject:
         raise _damaged(path, f"its table of arrays has the dtype {printable(entry['dtype'])}")

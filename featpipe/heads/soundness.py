@@ -50,6 +50,8 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "head.decision_function_shape": "ovr",
         "head.break_ties": False,
         "head._sparse": False,
+        # libsvm would copy tables of any claimed length.
+        "head._effective_probability": False,
     },
     "knn": {
         "head.metric": "cosine",

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 N_RESAMPLES = 1000
 _AT_ONCE = 2**24
-_SHARES = {"accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy"}
+_ONE_UNIT = 0.025
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -100,26 +100,44 @@ def confidence_intervals(
         units = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=rows)
         for name, values in terms.figures(units[:, member].astype(np.float64)).items():
             drawn.setdefault(name, []).append(values)
+    furthest = _furthest(terms.true, member)
     return {
-        name: _interval(np.concatenate(values), n_units if name in _SHARES else None)
+        name: _interval(np.concatenate(values), furthest.get(name))
         for name, values in drawn.items()
     }
 
 
-def _interval(values: Floats, n_units: int | None) -> tuple[float, float]:
+def _furthest(true: Ints, member: Ints) -> dict[str, float]:
+    """Return how low a share may be, at 97.5 %, that has been 1 in every unit.
+
+    Means over classes take the mean of the classes' own bounds: one of few units bounds little.
+    """
+    overall = 0.025 ** (1 / len(np.unique(member)))
+    classes = [0.025 ** (1 / len(np.unique(member[true == k]))) for k in np.unique(true)]
+    by_class = float(np.mean(classes))
+    return {
+        "accuracy": overall,
+        "top5_accuracy": overall,
+        "balanced_accuracy": by_class,
+        "macro_f1": by_class,
+    }
+
+
+def _interval(values: Floats, furthest: float | None) -> tuple[float, float]:
     """Return the percentile interval, or the exact one where no resample differs.
 
     A head that is right about every image is right about every resample of them, too: the
     bootstrap then claims certainty, the exact binomial interval does not.
     """
     low, high = (float(q) for q in np.quantile(values, (0.025, 0.975)))
-    if n_units is None:
+    if furthest is None:
         return low, high
-    furthest = 0.025 ** (1 / n_units)
     if values.min() == values.max() == 1.0:
         return furthest, 1.0
     if values.min() == values.max() == 0.0:
         return 0.0, 1.0 - furthest
+    if furthest <= _ONE_UNIT:
+        return 0.0, 1.0  # one group says nothing of others
     return low, high
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,6 @@ class LabelledRows:
     classes : tuple of str
     units : ndarray of int, (n,)
         What must not stand on both sides of a cut; see `featpipe.model_selection.units_of`.
-    grouped : bool
-        Whether any row has a group.
     keys : list of bytes
     """
 
@@ -43,16 +41,7 @@ class LabelledRows:
     y: Ints
     classes: tuple[str, ...]
     units: Ints
-    grouped: bool
     keys: list[bytes]
-
-
-@dataclass(slots=True)
-class _Notes:
-    said: list[str] = field(default_factory=list)
-
-    def add(self, note: str) -> None:
-        self.said.append(note)
 
 
 def fit(
@@ -126,7 +115,8 @@ class _Training:
     ) -> None:
         self._store, self._spec, self._target = store, spec, target
         self._cv, self._tune, self._seed = cv, tune, seed
-        self._progress, self._notes = progress, _Notes()
+        self._progress = progress
+        self._notes: list[str] = []
         self._labels = store.labels(target)
 
     def go(self) -> Head:
@@ -135,7 +125,7 @@ class _Training:
         self._say_two_labels(train)
         folds = make_folds(rows.y, rows.units, self._cv, self._seed, rows.classes)
         if len(folds) < self._cv:
-            self._notes.add(
+            self._notes.append(
                 f"{len(folds)} folds instead of {self._cv}: the smallest class has no more "
                 "distinct images or groups"
             )
@@ -171,7 +161,7 @@ class _Training:
             "folds": len(folds),
             "seed": self._seed,
             "target": self._target,
-            "notes": self._notes.said,
+            "notes": self._notes,
             "data": {
                 "store": str(self._store.path),
                 "source": self._store.source,
@@ -211,13 +201,13 @@ class _Training:
 
     def _count(self, what: str, count: int) -> None:
         if count:
-            self._notes.add(f"{count} images {what} are not used")
+            self._notes.append(f"{count} images {what} are not used")
 
     def _say_two_labels(self, train: Ints) -> None:
         store = self._store
         rows = ((store.keys[i], store.paths[i], self._labels[i]) for i in train)
         for conflict in label_conflicts(rows):
-            self._notes.add(conflict)
+            self._notes.append(conflict)
 
     def _nested(self, rows: LabelledRows) -> Mapping[str, Any]:
         probabilities = nested_probabilities(
@@ -246,7 +236,7 @@ class _Training:
         known = [i for i in held if self._labels[i] in classes]
         unknown = sorted({str(self._labels[i]) for i in held} - classes)
         if unknown:
-            self._notes.add(
+            self._notes.append(
                 f"{len(held) - len(known)} images have labels that the training split lacks "
                 f"({', '.join(printable(name) for name in unknown[:5])}) and are left out of the "
                 "estimate"
@@ -259,7 +249,7 @@ class _Training:
         metrics = measure(head, self._store, np.array(known), self._target, self._seed)
         if not twins:
             return metrics.to_json()
-        self._notes.add(
+        self._notes.append(
             f"{len(twins)} images of the split that is measured on are in the training split, too: "
             "the estimate without them stands beside it"
         )
@@ -278,7 +268,7 @@ class _Training:
         learnt = {groups[i] for i in train} - {None}
         shared = {groups[i] for i in held} & learnt
         if shared:
-            self._notes.add(
+            self._notes.append(
                 f"{len(shared)} groups, such as {printable(min(shared))}, have images in the "
                 "training split and in the one that is measured on: the estimate is too good for "
                 "new groups"
@@ -316,7 +306,6 @@ def labelled_rows(store: EmbeddingStore, rows: Ints, target: str | None = None) 
         y=np.array([position[name] for name in names], dtype=np.int64),
         classes=classes,
         units=units_of(keys, None if groups is None else groups[rows]),
-        grouped=groups is not None,
         keys=keys,
     )
 

@@ -372,7 +372,6 @@ def test_rows_become_classes_in_sorted_order(tmp_path: Path) -> None:
         [0, 1, 0, 0],
     )
     assert rows.X.dtype == np.float32
-    assert rows.grouped
 
 
 def test_unknown_heads_and_single_folds_are_refused(demo: EmbeddingStore) -> None:

@@ -199,7 +199,7 @@ def _matching(folder: Path) -> tuple[_Record, bytes]:
         digest = content_key(model).hex()
         for name in (RECORD, STAGED):
             record = _record_if_there(folder / name)
-            if record is not None and record.digest == digest:
+            if record is not None and (record.digest, record.n_bytes) == (digest, len(model)):
                 return record, model
     raise _damaged(folder / MODEL, f"it is not the file that {RECORD} describes")
 

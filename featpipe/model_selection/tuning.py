@@ -106,11 +106,6 @@ def nested_probabilities(
 ) -> Floats:
     """Return held-out probabilities, (n, K), of heads that were tuned without the row's fold.
 
-    Raises
-    ------
-    LabelError
-        When a class has fewer than three units: one to hold out, two to tune on.
-
     References
     ----------
     Varma, Simon 2006, "Bias in Error Estimation When Using Cross-Validation for Model

@@ -32,13 +32,15 @@ class ResizeRule:
 
     The shorter side is resized to ``resize`` pixels (the longer one to
     ``int(resize * long / short)``, as torchvision's ``Resize`` does), with ``interpolation``
-    and antialiasing; then the central ``crop`` × ``crop`` pixels are cut out.
+    and antialiasing; then the central ``crop`` × ``crop`` pixels are cut out. With ``squash``
+    both sides become ``resize`` pixels, whatever the image's shape.
     """
 
     resize: int
     crop: int
     interpolation: Interpolation = "bicubic"
     antialias: bool = True
+    squash: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from featpipe import embed
 from featpipe.images.geometry import resized_size
+from featpipe.types import ResizeRule
 
 pytestmark = pytest.mark.export
 torch = pytest.importorskip("torch", reason="needs the `export` extra: torch is not installed")
@@ -33,7 +34,7 @@ def reference_vectors(paths: list[Path]) -> np.ndarray:
 def _pixels(path: Path) -> np.ndarray:
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
-    size = resized_size(*image.size, 256)
+    size = resized_size(*image.size, ResizeRule(256, 224))
     left, top = (round((side - 224) / 2.0) for side in size)
     resized = image.resize(size, Image.Resampling.BICUBIC)
     return np.asarray(resized.crop((left, top, left + 224, top + 224)))

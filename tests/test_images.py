@@ -26,7 +26,7 @@ CAT = PHOTOS / "cat.jpg"
 def reference(image: Image.Image, rule: ResizeRule = RULE) -> Pixels:
     """Resize the whole image and cut the centre out: what torchvision does to a PIL image."""
     image = ImageOps.exif_transpose(image).convert("RGB")
-    size = resized_size(*image.size, rule.resize)
+    size = resized_size(*image.size, rule)
     left, top = (round((side - rule.crop) / 2.0) for side in size)
     resized = image.resize(size, Image.Resampling.BICUBIC)
     return np.asarray(resized.crop((left, top, left + rule.crop, top + rule.crop)))

@@ -71,13 +71,17 @@ class Backbone:
         )
 
 
-def load_backbone(model: str | os.PathLike[str] | None = None) -> Backbone:
+def load_backbone(
+    model: str | os.PathLike[str] | None = None, models_dir: str | os.PathLike[str] | None = None
+) -> Backbone:
     """Find a backbone and check its file.
 
     Parameters
     ----------
     model : str or path, optional
         A name, the path of an ``.onnx`` file, or None for the built-in backbone.
+    models_dir : path, optional
+        A folder that is searched for names before all others.
 
     Raises
     ------
@@ -87,5 +91,5 @@ def load_backbone(model: str | os.PathLike[str] | None = None) -> Backbone:
     >>> load_backbone().dimension
     1280
     """
-    path = find_backbone(model)
+    path = find_backbone(model, models_dir)
     return Backbone(read_backbone(path).card, path)

@@ -54,6 +54,11 @@ class BackboneCard:
         Weights that the embedding needs, without the classifier.
     gflops : float or None
         Multiply-adds of one image, in billions, as its authors publish them.
+    layer : str or None
+        Which layer of the network the embedding is; None: what its classifier reads.
+    note : str or None
+        What else a user of the vectors should know: how the file was quantised, what was
+        assumed when it was imported.
     exporter : mapping of str to str
         Versions of the packages that wrote the file.
     fingerprint : str
@@ -76,6 +81,8 @@ class BackboneCard:
     imagenet_top1: float | None = None
     parameters: int | None = None
     gflops: float | None = None
+    layer: str | None = None
+    note: str | None = None
     exporter: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -131,12 +138,15 @@ class BackboneCard:
         >>> card.preprocessing()
         '{"antialias":true,"crop":8,"interpolation":"bicubic","resize":8}'
         """
-        return json.dumps(asdict(self.resize), sort_keys=True, separators=(",", ":"))
+        return json.dumps(_resize_json(self.resize), sort_keys=True, separators=(",", ":"))
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as a JSON object; `from_json` turns it back."""
-        value = asdict(self)
-        return {"format": CARD_FORMAT, **value, "mean": list(self.mean), "std": list(self.std)}
+        value = {**asdict(self), "resize": _resize_json(self.resize)}
+        value |= {"mean": list(self.mean), "std": list(self.std)}
+        # What came later is written where it says something: earlier files stay as they are.
+        value = {k: v for k, v in value.items() if v is not None or k not in {"layer", "note"}}
+        return {"format": CARD_FORMAT, **value}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BackboneCard:
@@ -164,6 +174,8 @@ class BackboneCard:
             imagenet_top1=_take(value, "imagenet_top1", _optional(_NUMBER)),
             parameters=_take(value, "parameters", _optional(_INTEGER)),
             gflops=_take(value, "gflops", _optional(_NUMBER)),
+            layer=_take({"layer": None, **value}, "layer", _optional(_TEXT)),
+            note=_take({"note": None, **value}, "note", _optional(_TEXT)),
             exporter=_take(value, "exporter", _VERSIONS),
             fingerprint=_take(value, "fingerprint", _TEXT),
         )
@@ -183,7 +195,14 @@ def _resize_rule(value: Mapping[str, Any]) -> ResizeRule:
         crop=_take(value, "crop", _INTEGER),
         interpolation=_take(value, "interpolation", _INTERPOLATION),
         antialias=_take(value, "antialias", _FLAG),
+        squash=_take({"squash": False, **value}, "squash", _FLAG),
     )
+
+
+def _resize_json(rule: ResizeRule) -> dict[str, Any]:
+    """Return the rule as JSON; what is not squashed has the form that it had before."""
+    value = asdict(rule)
+    return value if rule.squash else {k: v for k, v in value.items() if k != "squash"}
 
 
 def _take(value: Mapping[str, Any], name: str, kind: _Kind[_T]) -> _T:

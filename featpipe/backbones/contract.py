@@ -63,7 +63,18 @@ def read_backbone(path: Path) -> BackboneFile:
         When the file cannot be read, is damaged, was edited, or breaks the contract. The
         message names the file.
     """
-    data = _read(path)
+    return check_backbone(path, _read(path))
+
+
+def check_backbone(path: Path, data: bytes) -> BackboneFile:
+    """Check the whole contract of a file's bytes, wherever they come from.
+
+    Raises
+    ------
+    BackboneError
+        When they are damaged, were edited, or break the contract; ``path`` stands in the
+        message.
+    """
     try:
         model = memoryview(data)
         graph = _wire.read_graph(model)

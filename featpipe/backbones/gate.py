@@ -1,16 +1,21 @@
-"""Two ways to compute the same vectors are compared here, on images that look real.
+"""Two ways to compute the same vectors are compared here, on photographs or what looks like them.
 
 Flat noise and constant pictures hide errors that photographs show (saturated activations,
-asymmetric padding, wrong normalisation); so the images have the statistics of photographs.
+asymmetric padding, wrong normalisation). `photographs` are real ones, for the files that
+featpipe writes; `realistic_images` have their statistics, and cost no decoding, for the check
+of a device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from featpipe.types import Pixels, Vectors
 
@@ -20,6 +25,39 @@ EXPORT_COSINE = 0.99999
 """What an exported file must reach against its source framework."""
 DEVICE_COSINE = 0.999
 """What a provider must reach against the CPU's."""
+
+
+_PHOTOS = Path(__file__).parent / "photos"
+
+
+def photographs(n: int, size: int) -> Pixels:
+    """Return ``n`` squares of real photographs; the same ones for the same arguments.
+
+    Seven photographs come with featpipe. More squares than these are other parts of them,
+    every second one mirrored, so that no two are alike.
+
+    Returns
+    -------
+    ndarray of uint8, (n, size, size, 3)
+    """
+    opened = _opened_photographs()
+    return np.stack([_square(opened[i % len(opened)], i // len(opened), size) for i in range(n)])
+
+
+@lru_cache(maxsize=1)
+def _opened_photographs() -> tuple[Image.Image, ...]:
+    return tuple(Image.open(path).convert("RGB") for path in sorted(_PHOTOS.glob("*.jpg")))
+
+
+def _square(photo: Image.Image, part: int, size: int) -> Pixels:
+    """Cut a square out of a photograph: the largest in the middle, or a smaller one elsewhere."""
+    rng = np.random.default_rng(part)
+    side = min(photo.size) * (1.0 if part == 0 else rng.uniform(0.5, 0.9))
+    across, down = (0.5, 0.5) if part == 0 else rng.random(2)
+    left, top = across * (photo.width - side), down * (photo.height - side)
+    box = (left, top, left + side, top + side)
+    pixels: Pixels = np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return pixels[:, ::-1] if part % 2 else pixels
 
 
 def realistic_images(n: int, size: int, seed: int = 0) -> Pixels:

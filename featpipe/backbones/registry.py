@@ -2,9 +2,12 @@
 
 Searched in this order, the first file named ``NAME.onnx`` counts:
 
-1. the folders in the environment variable ``FEATPIPE_MODELS`` (separated as in ``PATH``)
-2. ``featpipe/models`` in the user's data folder
-3. the models that came with featpipe
+1. the folder that is named, where one is (``--models-dir``)
+2. the folders in the environment variable ``FEATPIPE_MODELS`` (separated as in ``PATH``)
+3. ``featpipe/models`` in the user's data folder
+4. the models that came with featpipe
+
+New backbones are written into the first of these that is the user's own: `models_folder`.
 """
 
 from __future__ import annotations
@@ -23,13 +26,17 @@ SUFFIX = ".onnx"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def find_backbone(model: str | os.PathLike[str] | None = None) -> Path:
+def find_backbone(
+    model: str | os.PathLike[str] | None = None, models_dir: str | os.PathLike[str] | None = None
+) -> Path:
     """Return the file of a backbone.
 
     Parameters
     ----------
     model : str or path, optional
         A name, the path of an ``.onnx`` file, or None for the built-in backbone.
+    models_dir : path, optional
+        A folder that is searched first.
 
     Raises
     ------
@@ -39,26 +46,36 @@ def find_backbone(model: str | os.PathLike[str] | None = None) -> Path:
     name = BUILTIN if model is None else os.fspath(model)
     if not isinstance(model, str | None) or _looks_like_path(name):
         return _existing_file(Path(name))
-    for folder in model_folders():
+    for folder in model_folders(models_dir):
         path = folder / f"{name}{SUFFIX}"
         if path.is_file():
             return path
     raise BackboneError(_unknown(name))
 
 
-def list_backbones() -> dict[str, Path]:
+def list_backbones(models_dir: str | os.PathLike[str] | None = None) -> dict[str, Path]:
     """Return every backbone that can be named, and its file, sorted by name."""
     found: dict[str, Path] = {}
-    for folder in model_folders():
+    for folder in model_folders(models_dir):
         for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
             found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
 
 
-def model_folders() -> list[Path]:
+def model_folders(models_dir: str | os.PathLike[str] | None = None) -> list[Path]:
     """Return the folders that are searched for backbones, first one first."""
+    return [*_own_folders(models_dir), _shipped_folder()]
+
+
+def models_folder(models_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder that new backbones are written into."""
+    return _own_folders(models_dir)[0]
+
+
+def _own_folders(models_dir: str | os.PathLike[str] | None) -> list[Path]:
+    asked = [] if models_dir is None else [Path(models_dir)]
     named = [Path(p) for p in os.environ.get("FEATPIPE_MODELS", "").split(os.pathsep) if p]
-    return [*named, user_data_path("featpipe", appauthor=False) / "models", _shipped_folder()]
+    return [*asked, *named, user_data_path("featpipe", appauthor=False) / "models"]
 
 
 def _shipped_folder() -> Path:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -34,6 +35,16 @@ def debug_option(command: _F) -> _F:
     """Document ``--debug``; `featpipe.commands.main` takes it out before click sees it."""
     return click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+    )(command)
+
+
+def models_dir_option(command: _F) -> _F:
+    """``--models-dir``: a folder of backbones that goes before all others."""
+    return click.option(
+        "--models-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Folder of backbones, before those of FEATPIPE_MODELS and the user's own.",
     )(command)
 
 

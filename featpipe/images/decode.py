@@ -100,7 +100,7 @@ def _decode_opened(image: Image.Image, rule: ResizeRule) -> Decoded | Failure:
     if stored_width * stored_height > MAX_PIXELS:
         return Failure("undecodable", _too_large(stored_width, stored_height))
     if image.format == "JPEG":
-        twice = [2 * side for side in resized_size(stored_width, stored_height, rule.resize)]
+        twice = [2 * side for side in resized_size(stored_width, stored_height, rule)]
         image.draft(None, (twice[0], twice[1]))
     image.load()
     scale_x, scale_y = _scale(stored_width, image.width), _scale(stored_height, image.height)

@@ -28,12 +28,17 @@ _TURNS = {
 }
 
 
-def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """Return the size after the shorter side has become ``shorter`` pixels.
+def resized_size(width: int, height: int, rule: ResizeRule) -> tuple[int, int]:
+    """Return the size of the whole image after the resize, before the crop.
 
-    >>> resized_size(500, 375, 256)
+    >>> resized_size(500, 375, ResizeRule(resize=256, crop=224))
     (341, 256)
+    >>> resized_size(500, 375, ResizeRule(resize=256, crop=224, squash=True))
+    (256, 256)
     """
+    shorter = rule.resize
+    if rule.squash:
+        return shorter, shorter
     if width <= height:
         return shorter, int(shorter * height / width)
     return int(shorter * width / height), shorter
@@ -44,7 +49,7 @@ def crop_box(width: int, height: int, rule: ResizeRule) -> Box:
 
     Coordinates are pixels of an upright ``width`` × ``height`` image, and fractional.
     """
-    new_width, new_height = resized_size(width, height, rule.resize)
+    new_width, new_height = resized_size(width, height, rule)
     left = round((new_width - rule.crop) / 2.0)
     top = round((new_height - rule.crop) / 2.0)
     across, down = width / new_width, height / new_height

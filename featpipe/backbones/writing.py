@@ -1,0 +1,173 @@
+"""Write a backbone file: cleaned, stamped with its card, gated; whole, or not there at all.
+
+Whatever makes a backbone (export from torch, import of a foreign file, quantisation) ends
+here, so that no file comes into being that was not compared with its source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from featpipe._files import atomic_file, printable
+from featpipe.backbones._cores import usable_cores
+from featpipe.backbones.card import CARD_KEY, BackboneCard
+from featpipe.backbones.contract import INPUT, MAX_FILE_BYTES, check_backbone, with_fingerprint
+from featpipe.backbones.gate import EXPORT_COSINE, compare, photographs, realistic_images
+from featpipe.errors import BackboneError
+from featpipe.types import Pixels
+
+GATE_BATCHES = (1, 8, 2, 33)
+
+Outputs: TypeAlias = Callable[[Pixels], Sequence[NDArray[np.float32]]]
+"""Pixels to embedding, or to embedding and feature map: how the source computes them."""
+
+
+def write_backbone(
+    model: onnx.ModelProto,
+    card: BackboneCard,
+    path: Path,
+    source: Outputs,
+    *,
+    verb: str = "export",
+    cosine: float = EXPORT_COSINE,
+    batches: Sequence[int] = GATE_BATCHES,
+) -> BackboneCard:
+    """Write a backbone file that keeps the contract, or nothing at all.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        The graph; changed in place: what tells of the machine is taken out.
+    card : BackboneCard
+        Everything but ``fingerprint``.
+    path : Path
+        The file to write; an existing one is replaced.
+    source : callable
+        Pixels, uint8 (N, H, W, 3), to what the outputs of ``model`` should be, in order.
+    verb : str
+        What is being done, for the message: "export", "import" …
+    cosine : float
+        What each image of each output must reach.
+    batches : sequence of int
+        Batch sizes that are compared.
+
+    Returns
+    -------
+    BackboneCard
+        The card as it stands in the file.
+
+    Raises
+    ------
+    BackboneError
+        When ONNX Runtime's CPU provider does not reproduce ``source`` on real photographs
+        and real-looking images; the message says by how much.
+    WriteError
+        When the file cannot be written.
+    """
+    data, card = finish(model, card)
+    check_backbone(path, data)
+    gate(data, card, source, verb=verb, cosine=cosine, batches=batches)
+    with atomic_file(path) as file:
+        file.write(data)
+    return card
+
+
+def finish(model: onnx.ModelProto, card: BackboneCard) -> tuple[bytes, BackboneCard]:
+    """Clean ``model``, put card and fingerprint into it; return its bytes and the card.
+
+    Raises
+    ------
+    BackboneError
+        When the result is no valid ONNX model, or larger than one file can be.
+    """
+    size = model.ByteSize()
+    if not 0 <= size <= MAX_FILE_BYTES - 2**20:
+        raise BackboneError(
+            f"{card.name} needs {abs(size) / 1e9:.1f} GB, more than the 2 GB that one ONNX file "
+            "can hold: nothing was written"
+        )
+    _clean(model)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as exc:
+        # The checker's exceptions (ValidationError, InferenceError …) share no base class.
+        first = printable(str(exc).strip().splitlines()[0][:300]) if str(exc).strip() else ""
+        raise BackboneError(
+            f"the graph of {card.name} is not valid ONNX: {first or type(exc).__name__}: "
+            "nothing was written"
+        ) from exc
+    card = with_fingerprint(card, model.SerializeToString(deterministic=True))
+    entry = model.metadata_props.add()
+    entry.key = CARD_KEY
+    entry.value = json.dumps(card.to_json(), ensure_ascii=False, sort_keys=False)
+    return model.SerializeToString(deterministic=True), card
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Drop what tells of the machine (source paths, stack traces) or is of no use later."""
+    model.doc_string = ""
+    # "+cu132" or "+cpu" says which build of torch was at hand, not what it has written.
+    model.producer_version = model.producer_version.partition("+")[0]
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.name, graph.doc_string = "featpipe", ""
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def gate(
+    data: bytes,
+    card: BackboneCard,
+    source: Outputs,
+    *,
+    verb: str = "export",
+    cosine: float = EXPORT_COSINE,
+    batches: Sequence[int] = GATE_BATCHES,
+) -> float:
+    """Compare a finished file with its source; return the smallest cosine of all outputs.
+
+    Raises
+    ------
+    BackboneError
+        When any image of any output misses ``cosine``, or a batch size is burnt in.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    if not isinstance(session.get_inputs()[0].shape[0], str):
+        raise BackboneError(
+            f"the {verb} of {card.name} has burnt in a fixed batch size: nothing was written"
+        )
+    names = [output.name for output in session.get_outputs()]
+    worst = 1.0
+    for seed, batch in enumerate(batches):
+        images = gate_images(batch, card.input_size, seed)
+        found = session.run(names, {INPUT: images})
+        for name, wanted, output in zip(names, source(images), found, strict=True):
+            reached = compare(wanted, output) if wanted.shape == output.shape else -1.0
+            if reached < cosine:
+                raise BackboneError(
+                    f"the {verb} of {card.name} does not reproduce its source: output '{name}' "
+                    f"at batch {batch} has cosine {reached:.6f} where {cosine} is needed "
+                    f"({cosine - reached:.2g} too low): nothing was written"
+                )
+            worst = min(worst, reached)
+    return worst
+
+
+def gate_images(n: int, size: int, seed: int) -> Pixels:
+    """Return photographs and real-looking images in turn: uint8 (n, size, size, 3)."""
+    images = photographs(n, size)
+    images[1::2] = realistic_images(n, size, seed)[1::2]
+    return images

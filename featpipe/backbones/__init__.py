@@ -11,6 +11,7 @@ from featpipe.backbones._cores import usable_cores
 from featpipe.backbones._runtime import broken_runtime
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.contract import read_backbone
+from featpipe.backbones.on_demand import find_or_export
 from featpipe.backbones.registry import BUILTIN, find_backbone, list_backbones
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Backbone:
 def load_backbone(
     model: str | os.PathLike[str] | None = None, models_dir: str | os.PathLike[str] | None = None
 ) -> Backbone:
-    """Find a backbone and check its file.
+    """Find a backbone and check its file; a known name is exported the first time.
 
     Parameters
     ----------
@@ -86,10 +87,11 @@ def load_backbone(
     Raises
     ------
     BackboneError
-        When there is no such backbone, or its file breaks the contract.
+        When there is no such backbone, it cannot be exported here, or its file breaks the
+        contract.
 
     >>> load_backbone().dimension
     1280
     """
-    path = find_backbone(model, models_dir)
+    path = find_or_export(model, models_dir)
     return Backbone(read_backbone(path).card, path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar, get_args
 
@@ -22,6 +22,7 @@ CARD_FORMAT = 1
 MAX_CARD_BYTES = 64 * 1024
 
 Triple = tuple[float, float, float]
+"""R, G, B."""
 _T = TypeVar("_T")
 
 # A card's name becomes part of a store's folder name: nothing in it may lead elsewhere.
@@ -240,6 +241,16 @@ def _number(value: Any) -> float:
 def _triple(value: Any) -> Triple:
     red, green, blue = value
     return _number(red), _number(green), _number(blue)
+
+
+def triple(values: Iterable[Any]) -> Triple:
+    """Return three numbers as floats.
+
+    >>> triple([1, 2, 3])
+    (1.0, 2.0, 3.0)
+    """
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,25 @@ def check_backbone(path: Path, data: bytes) -> BackboneFile:
             f"{card.fingerprint or 'none'}: install or export it again",
         )
     return BackboneFile(path, data, card, any(o.name == FEATURE_MAP for o in graph.outputs))
+
+
+def peek_card(path: Path) -> BackboneCard:
+    """Read a file's card and nothing else of it: neither its graph nor its digest is checked.
+
+    Raises
+    ------
+    BackboneError
+        When there is no card to read.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            view = memoryview(data)
+            try:
+                return _read_card(path, _wire.metadata(view))
+            finally:
+                view.release()
+    except (OSError, ValueError) as exc:  # ValueError: a broken message, or an empty file
+        raise _broken(path, "cannot be read: it is no ONNX file, or it is damaged") from exc
 
 
 def fingerprint(model: bytes, card: BackboneCard) -> str:

@@ -6,6 +6,7 @@ Searched in this order, the first file named ``NAME.onnx`` counts:
 2. the folders in the environment variable ``FEATPIPE_MODELS`` (separated as in ``PATH``)
 3. ``featpipe/models`` in the user's data folder
 4. the models that came with featpipe
+5. the folders that other installed packages offer
 
 New backbones are written into the first of these that is the user's own: `models_folder`.
 """
@@ -13,23 +14,30 @@ New backbones are written into the first of these that is the user's own: `model
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
+import logging
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from platformdirs import user_data_path
 
 from featpipe._files import printable
+from featpipe.backbones.catalog import read_catalog
 from featpipe.errors import BackboneError
 
 BUILTIN = "efficientnet_lite0"
 SUFFIX = ".onnx"
+ENTRY_POINTS = "featpipe.backbones"
+_log = logging.getLogger("featpipe.backbones")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def find_backbone(
     model: str | os.PathLike[str] | None = None, models_dir: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Return the file of a backbone.
+    """Return the file of a backbone that is there already.
 
     Parameters
     ----------
@@ -43,20 +51,37 @@ def find_backbone(
     BackboneError
         When there is no such backbone; the message has the nearest names.
     """
+    path = search(model, models_dir)
+    if path is None:
+        raise BackboneError(unknown(str(model), models_dir))
+    return path
+
+
+def search(
+    model: str | os.PathLike[str] | None = None, models_dir: str | os.PathLike[str] | None = None
+) -> Path | None:
+    """Return the file of a backbone, or None where a name has none.
+
+    Raises
+    ------
+    BackboneError
+        When a path is given and there is no such file.
+    """
     name = BUILTIN if model is None else os.fspath(model)
     if not isinstance(model, str | None) or _looks_like_path(name):
         return _existing_file(Path(name))
-    for folder in model_folders(models_dir):
-        path = folder / f"{name}{SUFFIX}"
+    file = f"{name.replace('/', '-')}{SUFFIX}"
+    for folder in _all_folders(models_dir):
+        path = folder / file
         if path.is_file():
             return path
-    raise BackboneError(_unknown(name))
+    return None
 
 
 def list_backbones(models_dir: str | os.PathLike[str] | None = None) -> dict[str, Path]:
     """Return every backbone that can be named, and its file, sorted by name."""
     found: dict[str, Path] = {}
-    for folder in model_folders(models_dir):
+    for folder in _all_folders(models_dir):
         for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
             found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
@@ -65,6 +90,29 @@ def list_backbones(models_dir: str | os.PathLike[str] | None = None) -> dict[str
 def model_folders(models_dir: str | os.PathLike[str] | None = None) -> list[Path]:
     """Return the folders that are searched for backbones, first one first."""
     return [*_own_folders(models_dir), _shipped_folder()]
+
+
+def _all_folders(models_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Yield the folders; other packages are asked only when nobody before them had the name."""
+    yield from model_folders(models_dir)
+    yield from plugged_folders()
+
+
+def plugged_folders() -> list[Path]:
+    """Return the folders that installed packages offer.
+
+    A package offers one by an entry point of the group ``featpipe.backbones`` whose value is
+    a path, or a function that returns one. One that fails is left out, with a warning.
+    """
+    folders = []
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            value = point.load()
+            folders.append(Path(value() if callable(value) else value))
+        # Somebody else's code; whatever goes wrong there must not keep featpipe from its work.
+        except Exception as exc:  # noqa: BLE001
+            _log.warning("the backbones of %s are left out: %s", point.value, exc)
+    return folders
 
 
 def models_folder(models_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -85,6 +133,9 @@ def _shipped_folder() -> Path:
 
 
 def _looks_like_path(name: str) -> bool:
+    # timm/NAME is how timm's networks are named, also where a folder is called timm.
+    if re.fullmatch(r"timm/[^/\\]+", name) and not name.lower().endswith(SUFFIX):
+        return False
     separators = {os.sep, os.altsep or os.sep, "/"}
     return name.lower().endswith(SUFFIX) or any(separator in name for separator in separators)
 
@@ -102,12 +153,15 @@ def _existing_file(path: Path) -> Path:
     return path
 
 
-def _unknown(name: str) -> str:
-    known = list(list_backbones())
+def unknown(name: str, models_dir: str | os.PathLike[str] | None = None) -> str:
+    """Return the sentence for a name that nobody knows, with the nearest ones."""
+    there = list(list_backbones(models_dir))
+    known = [*there, *(entry.name for entry in read_catalog())]
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    choices = " or ".join(near) if near else ", ".join(known)
+    choices = " or ".join(near) if near else ", ".join(there)
     hint = f"did you mean {choices}?" if near else f"there are: {choices or 'none'}."
     return (
         f"there is no backbone '{printable(name)}': {hint} "
-        f"The path of an {SUFFIX} file that featpipe has exported may be given, too"
+        f"featpipe models lists all that can be had; the path of an {SUFFIX} file that featpipe "
+        "has written may be given, too"
     )

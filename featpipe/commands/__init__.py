@@ -7,6 +7,7 @@ costs no more than click itself.
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ _COMMANDS = {
     "gc": ("featpipe.commands.stores:gc", "Drop vectors that no image refers to any more."),
     "to-parquet": ("featpipe.commands.stores:to_parquet", "Write vectors and labels as one table."),
 }
+# Loggers whose lines a person should see: what takes long, and what is left out.
+_SPOKEN = ("featpipe.export", "featpipe.backbones")
 
 
 class _LazyGroup(click.Group):
@@ -105,12 +108,24 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
 
 
+class _Spoken(logging.Handler):
+    """Says what a part of the library tells while it works, a line each, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.getMessage()}.")
+
+
 def _prepare() -> None:
     """Make output and warnings fit for a person."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A pipe may know fewer characters than a table's rules and arrows need.
             stream.reconfigure(errors="backslashreplace")
+    for name in _SPOKEN:
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _Spoken) for handler in logger.handlers):
+            logger.addHandler(_Spoken())
+        logger.setLevel(logging.INFO)
     # Pillow warns of what featpipe decides by itself (sizes) or what concerns nobody (EXIF).
     warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 

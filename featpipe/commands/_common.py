@@ -38,6 +38,32 @@ def debug_option(command: _F) -> _F:
     )(command)
 
 
+def _three_numbers(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not three numbers with commas between them."
+        ) from None
+    return red, green, blue
+
+
+def normalisation_options(command: _F) -> _F:
+    """``--mean`` and ``--std``: three numbers each."""
+    for name, what in (("--std", "deviation"), ("--mean", "mean")):
+        command = click.option(
+            name,
+            callback=_three_numbers,
+            metavar="R,G,B",
+            help=f"The {what} that pixels are normalised with, on the scale 0 to 1.",
+        )(command)
+    return command
+
+
 def models_dir_option(command: _F) -> _F:
     """``--models-dir``: a folder of backbones that goes before all others."""
     return click.option(

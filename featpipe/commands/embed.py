@@ -10,6 +10,7 @@ import click
 from featpipe.commands._common import (
     debug_option,
     device_options,
+    models_dir_option,
     print_json,
     progress_display,
     say,
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source")
-@click.option("--model", metavar="NAME|FILE.onnx", help="Backbone. [default: efficientnet_lite0]")
+@click.option(
+    "--model",
+    metavar="NAME|FILE.onnx",
+    help="Backbone; featpipe models lists them. [default: efficientnet_lite0]",
+)
+@models_dir_option
 @click.option(
     "-o",
     "--output",
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 def embed(
     source: str,
     model: str | None,
+    models_dir: Path | None,
     output: Path | None,
     labels: Path | None,
     device: str,
@@ -69,6 +76,7 @@ def embed(
         strict=strict,
         max_failures=max_failures,
         rehash=rehash,
+        models_dir=models_dir,
     )
     with progress_display() as progress:
         report = run_embedding(

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featpipe.commands._common import debug_option, device_options, progress_display, say
+from featpipe.commands._common import (
+    debug_option,
+    device_options,
+    models_dir_option,
+    progress_display,
+    say,
+)
 
 if TYPE_CHECKING:
     from featpipe.scoring import ScoreSummary
@@ -30,6 +36,7 @@ def _number(_context: click.Context, _option: click.Parameter, value: float | No
     help="The head. [default: the newest under heads/]",
 )
 @click.option("--model", metavar="NAME|FILE.onnx", help="Backbone. [default: the head's own]")
+@models_dir_option
 @click.option(
     "-o",
     "--output",
@@ -65,6 +72,7 @@ def score(
     source: str,
     head: Path | None,
     model: str | None,
+    models_dir: Path | None,
     output: str,
     form: str | None,
     top_k: int,
@@ -102,6 +110,7 @@ def score(
             precision=precision,
             batch_size=batch_size,
             workers=workers,
+            models_dir=models_dir,
         )
     tell(summary)
     return summary.exit_code

@@ -49,6 +49,7 @@ class EmbedOptions:
     rehash: bool = False
     prune: bool = True
     lock_timeout: float = 0.0
+    models_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in {None, "float32", "float16"}:
@@ -147,7 +148,8 @@ def embed(
     source : str, path, iterable of paths, or Source
         A folder, a file, a table, ``"-"``; see `featpipe.sources.open_source`.
     model : str, path or Backbone, optional
-        Name or ``.onnx`` file of the backbone; the built-in one by default.
+        Name or ``.onnx`` file of the backbone; the built-in one by default. A network of
+        torchvision or timm is exported the first time that it is named.
     output : path, optional
         The store's folder; ``embeddings/<source>-<model>/`` by default.
     labels : path, optional
@@ -159,7 +161,8 @@ def embed(
         ``batch_size``, ``workers``, ``dtype`` ("float32", "float16"), ``strict`` (stop at the
         first failure), ``max_failures``, ``rehash`` (open every file again), ``prune``
         (False keeps the rows of images that the source does not list), ``lock_timeout``
-        (seconds to wait for another writer).
+        (seconds to wait for another writer), ``models_dir`` (a folder of backbones, before
+        all others).
 
     Returns
     -------
@@ -193,7 +196,7 @@ def run_embedding(
     """Do what `embed` does, and tell what was done."""
     options = options or EmbedOptions()
     opened = open_source(source, labels)
-    backbone = model if isinstance(model, Backbone) else load_backbone(model)
+    backbone = model if isinstance(model, Backbone) else load_backbone(model, options.models_dir)
     path = Path(output) if output is not None else default_store(opened, backbone)
     dtype = options.dtype or _dtype_of(path)
     _refuse_other_source(path, opened, explicit=not options.prune)

@@ -55,13 +55,19 @@ class Rule:
     threshold: float | None
 
 
-def backbone_of(head: Head, model: str | os.PathLike[str] | Backbone | None = None) -> Backbone:
+def backbone_of(
+    head: Head,
+    model: str | os.PathLike[str] | Backbone | None = None,
+    models_dir: str | os.PathLike[str] | None = None,
+) -> Backbone:
     """Find the backbone that a head was fitted on.
 
     Parameters
     ----------
     model : str, path or Backbone, optional
         Where to look; by default the name that the head's card gives.
+    models_dir : path, optional
+        A folder that is searched for names before all others.
 
     Raises
     ------
@@ -71,7 +77,7 @@ def backbone_of(head: Head, model: str | os.PathLike[str] | Backbone | None = No
         When there is, but it gives other vectors than the head knows.
     """
     name = str(head.backbone["name"])
-    backbone = model if isinstance(model, Backbone) else _load(name, model)
+    backbone = model if isinstance(model, Backbone) else _load(name, model, models_dir)
     if backbone.fingerprint != head.fingerprint:
         raise FingerprintError(
             f"the head was fitted on vectors of {printable(name)} ({head.fingerprint[:12]}), "
@@ -81,11 +87,15 @@ def backbone_of(head: Head, model: str | os.PathLike[str] | Backbone | None = No
     return backbone
 
 
-def _load(name: str, model: str | os.PathLike[str] | None) -> Backbone:
+def _load(
+    name: str,
+    model: str | os.PathLike[str] | None,
+    models_dir: str | os.PathLike[str] | None,
+) -> Backbone:
     if model is not None:
-        return load_backbone(model)
+        return load_backbone(model, models_dir)
     try:
-        return load_backbone(name)
+        return load_backbone(name, models_dir)
     except BackboneError as exc:
         raise BackboneError(
             f"the backbone of the head cannot be had by its name: {exc}. Name its file with --model"

@@ -43,6 +43,7 @@ class ScoreOptions:
     batch_size: int | None = None
     workers: int | None = None
     max_failures: int | None = None
+    models_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.top_k < 0:
@@ -137,7 +138,8 @@ def score(
         ``top_k`` (list the so many best classes), ``threshold`` (below this probability the
         label is withheld and the status is ``uncertain``), ``device``, ``precision``,
         ``workers`` (as in `featpipe.embed`), ``batch_size`` (images a call of backbone and
-        head: rows leave batch by batch), ``max_failures``.
+        head: rows leave batch by batch), ``max_failures``, ``models_dir`` (a folder of
+        backbones, before all others).
 
     Returns
     -------
@@ -207,7 +209,7 @@ class _Setup:
         options: ScoreOptions,
     ) -> _Setup:
         loaded = _load(head)
-        backbone = backbone_of(loaded, model)
+        backbone = backbone_of(loaded, model, options.models_dir)
         opened = open_source(source)
         session = backbone.open_session(options.device, options.precision)
         return cls(opened, loaded, backbone, session)

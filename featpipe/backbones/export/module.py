@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from timm.layers import Conv2dSame
 from torch import nn
 
 from featpipe._files import printable
@@ -121,7 +122,10 @@ def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:
         merged = nn.utils.fusion.fuse_conv_bn_eval(conv, norm).float()
         _put(folded, conv_name, merged)
         left = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part]
-        _put(folded, norm_name, nn.Sequential(*left).eval())
+        rest = nn.Sequential(*left).eval()
+        # Whoever watches the normalisation's output watches what has taken its place.
+        rest._forward_hooks = norm._forward_hooks  # noqa: SLF001
+        _put(folded, norm_name, rest)
     return folded
 
 
@@ -153,7 +157,7 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
 
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if _can_be_merged(module):
             handles.append(module.register_forward_hook(after_conv(name)))
         elif isinstance(module, nn.BatchNorm2d):
             handles.append(module.register_forward_pre_hook(before_norm(name)))
@@ -162,6 +166,13 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
     for handle in handles:
         handle.remove()
     return [(conv, norm) for conv, norm in pairs if runs[conv] == runs[norm] == 1]
+
+
+def _can_be_merged(module: nn.Module) -> bool:
+    """Tell whether a convolution uses its weights as they are, and nobody watches its output."""
+    # Other subclasses standardise or mix their weights when they run.
+    plain = type(module) in {nn.Conv2d, Conv2dSame}
+    return plain and not module._forward_hooks  # noqa: SLF001
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -152,6 +152,17 @@ def test_a_field_of_the_wrong_type_is_named(field: str, value: object, said: str
     assert str(error.value) == f"the backbone's card has {said}"
 
 
+def test_what_came_later_is_written_where_it_says_something() -> None:
+    """Layer, note and squash survive JSON; a card without them reads as it always did."""
+    card = replace(CARD, layer="features", note="by hand", resize=ResizeRule(36, 32, squash=True))
+    assert BackboneCard.from_json(json.loads(json.dumps(card.to_json()))) == card
+    assert '"squash":true' in card.preprocessing()
+    plain = CARD.to_json()
+    assert {"layer", "note"}.isdisjoint(plain)
+    assert "squash" not in plain["resize"]
+    assert BackboneCard.from_json(plain) == CARD
+
+
 def test_a_wrong_resize_rule_is_named() -> None:
     """Fields inside ``resize`` are checked like the others."""
     rule = {"resize": 36, "crop": 32, "interpolation": "magic", "antialias": True}
@@ -530,8 +541,9 @@ def test_an_unknown_name_brings_the_nearest() -> None:
     with pytest.raises(BackboneError) as error:
         find_backbone("efficientnet-lite")
     assert str(error.value) == (
-        "there is no backbone 'efficientnet-lite': did you mean efficientnet_lite0? "
-        "The path of an .onnx file that featpipe has exported may be given, too"
+        "there is no backbone 'efficientnet-lite': did you mean efficientnet_lite2 or "
+        "efficientnet_lite1 or efficientnet_lite0? featpipe models lists all that can be had; the "
+        "path of an .onnx file that featpipe has written may be given, too"
     )
 
 
@@ -541,7 +553,8 @@ def test_a_name_far_from_all_brings_the_list() -> None:
         find_backbone("zzz\n")
     assert str(error.value) == (
         "there is no backbone 'zzz\\n': there are: efficientnet_lite0, raw_pixels. "
-        "The path of an .onnx file that featpipe has exported may be given, too"
+        "featpipe models lists all that can be had; the path of an .onnx file that featpipe has "
+        "written may be given, too"
     )
 
 

@@ -143,9 +143,15 @@ def test_missing_path(run_cli: Run, place: Path) -> None:
 
 def test_unknown_model_has_the_nearest_names(run_cli: Run, place: Path) -> None:
     """A misspelt backbone gets the names that are near, a strange one all that there are."""
-    tail = "The path of an .onnx file that featpipe has exported may be given, too\n"
+    tail = (
+        "featpipe models lists all that can be had; the path of an .onnx file that featpipe has "
+        "written may be given, too\n"
+    )
     for model, hint in (
-        ("efficientnet-lite0", "did you mean efficientnet_lite0?"),
+        (
+            "efficientnet-lite0",
+            "did you mean efficientnet_lite0 or efficientnet_lite2 or efficientnet_lite1?",
+        ),
         ("tinny", "did you mean tiny?"),
         ("zzzz", "there are: efficientnet_lite0, raw_pixels, tiny."),
     ):

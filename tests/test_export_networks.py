@@ -40,7 +40,7 @@ FAMILIES = [
     ("resnet18", 512, True, 64),
     ("resnext50_32x4d", 2048, True, 64),
     ("wide_resnet50_2", 2048, True, 64),
-    ("inception_v3", 2048, True, 75),
+    ("inception_v3", 2048, True, 128),
     ("googlenet", 1024, True, 64),
     ("mobilenet_v2", 1280, True, 64),
     ("mobilenet_v3_small", 1024, False, 64),
@@ -270,8 +270,8 @@ def test_the_first_published_weights_are_the_default() -> None:
         (
             "resnet51",
             ExportOptions(),
-            "no network 'resnet51' is known to torchvision: did you mean resnet50 or resnet152 or "
-            "resnet101? Networks of timm are named timm/NAME",
+            "no network 'resnet51' is known to torchvision: did you mean resnet50 or resnet18 or "
+            "resnet152? Networks of timm are named timm/NAME",
         ),
         (
             "resnet50",

@@ -281,20 +281,39 @@ def test_a_cached_file_that_is_another_one_is_refused(
 
 
 def test_timms_weights_that_cannot_be_fetched_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says from where, and what to do with the file."""
-    import timm
-
-    def offline(*_args: Any, **_options: Any) -> Any:
-        raise OSError("We couldn't connect\nand more")
-
-    monkeypatch.setattr(timm, "create_model", offline)
+    """Nothing listens there: said at once, with what to do about it."""
+    monkeypatch.setattr(download, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(BackboneError) as error:
         from_timm.build("resnet10t", ExportOptions())
     assert str(error.value) == (
-        "the weights of timm/resnet10t.c3_in1k cannot be fetched (We couldn't connect): fetch "
-        "them from https://huggingface.co/timm/resnet10t.c3_in1k (model.safetensors) on a machine "
-        "with a network, and name the file with --weights FILE"
+        "the weights of timm/resnet10t.c3_in1k cannot be fetched ([Errno 111] Connection "
+        "refused): fetch model.safetensors from http://127.0.0.1:9/timm/resnet10t.c3_in1k on a "
+        "machine with a network, and name the file with --weights FILE"
     )
+
+
+def test_timms_weights_come_from_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been fetched before needs no network; licence and origin are timm's."""
+    model: Any = conditioned(from_timm.untrained("resnet10t"), 64)
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    monkeypatch.setattr(
+        download,
+        "try_to_load_from_cache",
+        lambda repository, name: (
+            str(path) if (repository, name) == ("timm/resnet10t.c3_in1k", path.name) else None
+        ),
+    )
+    network = export.build_network("timm/resnet10t", ExportOptions())
+    assert network.name == "timm-resnet10t.c3_in1k"
+    assert network.card.license == "apache-2.0"
+    digest = read_weights(path).sha256
+    assert network.card.weights.endswith(f", resnet10t.c3_in1k, SHA-256 {digest}")
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network.headless(pixels), from_timm.TimmHeadless(model)(pixels))
 
 
 def test_a_file_of_timm_becomes_a_backbone(tmp_path: Path) -> None:

@@ -54,3 +54,38 @@ def test_vectors_are_those_of_the_source(
     print(f"{name}: cosine mean {cosines.mean():.6f}, minimum {cosines.min():.6f}", file=sys.stderr)
     assert cosines.min() >= 0.999
     assert cosines.mean() >= 0.9999
+
+
+@pytest.mark.parametrize(("name", "photographs"), [("resnet18", 90)])
+def test_exported_vectors_are_the_librarys_own(
+    shared: Path, tmp_path: Path, name: str, photographs: int
+) -> None:
+    """torchvision's transform and network on photographs; benchmarks/backbones.py does all."""
+    import lzma
+    import shutil
+
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    from featpipe.backbones.export import ExportOptions, export_backbone
+
+    weights = tmp_path / f"{name}-pqf.safetensors"
+    packed = next((shared / "weights").glob(f"{name}*.safetensors.xz"))
+    with lzma.open(packed) as source, weights.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    done = export_backbone(name, ExportOptions(weights=str(weights), models_dir=tmp_path))
+    root = shared / "datasets" / "hymenoptera_data"
+    # Every fourth: a GIF, odd names and a large photograph are among them.
+    paths = sorted(p for p in root.rglob("*") if p.is_file())[::4][:photographs]
+    store = embed(paths, done.path, output=tmp_path / "store", device="cpu")
+    model = torchvision.models.get_model(name)
+    model.load_state_dict(safetensors.load_file(weights))
+    model.fc = torch.nn.Identity()
+    transform = next(iter(torchvision.models.get_model_weights(name))).transforms()
+    with torch.inference_mode():
+        batch = torch.stack([transform(Image.open(p).convert("RGB")) for p in store.paths])
+        expected = model.eval()(batch).numpy()
+    norms = np.linalg.norm(store.X, axis=1) * np.linalg.norm(expected, axis=1)
+    cosines = (store.X * expected).sum(axis=1) / norms
+    assert len(cosines) == photographs
+    assert cosines.min() >= 0.999
+    assert cosines.mean() >= 0.9999

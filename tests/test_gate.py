@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from featpipe.backbones.device_check import check_device, check_folder
-from featpipe.backbones.gate import compare, realistic_images, verify
+from featpipe.backbones.gate import compare, photographs, realistic_images, verify
+from featpipe.backbones.writing import gate_images
 from featpipe.errors import DeviceError
 from featpipe.types import Pixels, Vectors
 
@@ -42,6 +43,24 @@ def test_realistic_images_have_the_spectrum_of_photographs() -> None:
     low = power[(radius > 0) & (radius < 0.1)].mean()
     high = power[radius > 0.3].mean()
     assert low > 20 * high > 0
+
+
+def test_photographs_are_reproducible_and_no_two_alike() -> None:
+    """Seven photographs, then other parts of them; the same ones for the same arguments."""
+    images = photographs(33, 48)
+    assert images.shape == (33, 48, 48, 3)
+    assert images.dtype == np.uint8
+    assert (images == photographs(33, 48)).all()
+    assert (images[:5] == photographs(5, 48)).all()
+    assert len({image.tobytes() for image in images}) == 33
+    assert images.reshape(33, -1).std(axis=1).min() > 5
+
+
+def test_the_gate_sees_photographs_and_generated_images_in_turn() -> None:
+    """Even places hold photographs, odd ones images that only look like them."""
+    images = gate_images(5, 48, seed=2)
+    assert (images[::2] == photographs(5, 48)[::2]).all()
+    assert (images[1::2] == realistic_images(5, 48, 2)[1::2]).all()
 
 
 def test_compare_returns_the_worst_row() -> None:

@@ -267,3 +267,16 @@ def test_postscript_is_never_interpreted() -> None:
     data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
     result = decode_image(data, RULE)
     assert result == Failure("undecodable", "not an image in a format that can be read")
+
+
+@pytest.mark.parametrize("size", [(451, 300), (300, 451), (2000, 700)])
+def test_a_squashed_image_is_the_references(size: tuple[int, int]) -> None:
+    """Both sides become the same, whatever the shape; the crop is the middle of that."""
+    rule = ResizeRule(resize=256, crop=224, squash=True)
+    image = cat().resize(size)
+    squashed = image.resize((256, 256), Image.Resampling.BICUBIC).crop((16, 16, 240, 240))
+    found = decoded(encode(image, "PNG"), rule)
+    assert (found.width, found.height) == size
+    assert difference(found.pixels, np.asarray(squashed)) < 0.3
+    drafted = decoded(encode(image, "JPEG", quality=95), rule)
+    assert difference(drafted.pixels, np.asarray(squashed)) < 3

@@ -156,7 +156,7 @@ def _existing_file(path: Path) -> Path:
 def unknown(name: str, models_dir: str | os.PathLike[str] | None = None) -> str:
     """Return the sentence for a name that nobody knows, with the nearest ones."""
     there = list(list_backbones(models_dir))
-    known = [*there, *(entry.name for entry in read_catalog())]
+    known = list(dict.fromkeys([*there, *(entry.name for entry in read_catalog())]))
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     choices = " or ".join(near) if near else ", ".join(there)
     hint = f"did you mean {choices}?" if near else f"there are: {choices or 'none'}."

@@ -72,14 +72,19 @@ def read_weights(path: Path) -> Weights:
             "file, or the name of published weights (featpipe models NAME lists them)"
         )
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except FileNotFoundError:
         raise BackboneError(f"there is no checkpoint {shown}: check the path") from None
     except OSError as exc:
         raise BackboneError(f"cannot read the checkpoint {shown}: {exc.strerror or exc}") from exc
     content = _load_safe(path) if path.suffix.lower() == SAFE else _load_pickled(path)
     return Weights(path, digest, _unwrap(content, shown))
+
+
+def file_sha256(path: Path) -> str:
+    """Return SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load_safe(path: Path) -> Any:

@@ -15,13 +15,14 @@ from torch import nn
 
 from featpipe._files import printable, slug
 from featpipe.backbones.card import BackboneCard, triple
-from featpipe.backbones.export.checkpoints import fit_weights, read_weights
-from featpipe.backbones.export.download import patience
+from featpipe.backbones.export.checkpoints import file_sha256, fit_weights, read_weights
+from featpipe.backbones.export.download import fetch, fetch_from_hub
 from featpipe.backbones.export.options import ExportOptions, Network
 from featpipe.errors import BackboneError
 from featpipe.types import ResizeRule
 
 PREFIX = "timm/"
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def build(name: str, options: ExportOptions) -> Network:
@@ -43,8 +44,11 @@ def build(name: str, options: ExportOptions) -> Network:
     if asked is not None and not Path(asked).suffix and asked in tags(architecture):
         tag, asked = asked, None
     published = timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+    version = importlib.metadata.version("timm")
     if asked is None:
-        model, called, origin = _download(architecture, published)
+        file, called = _published_file(architecture, published)
+        model = _trained(called, file)
+        origin = f"timm {version}, {called}, SHA-256 {file_sha256(file)}"
         license_ = published.license or "not stated by timm"
     else:
         model = untrained(architecture)
@@ -149,35 +153,29 @@ class TimmHeadless(nn.Module):  # type: ignore[misc]  # mypy does not follow tor
         return self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
 
 
-def _download(architecture: str, published: Any) -> tuple[nn.Module, str, str]:
-    """Build the network with timm's own loader; return it, its full name, and the origin."""
+def _published_file(architecture: str, published: Any) -> tuple[Path, str]:
+    """Return the file of published weights, and the weights' full name."""
     if published is None or not published.has_weights:
         raise BackboneError(
             f"timm {timm.__version__} publishes no weights for {architecture}: give a file with "
             "--weights FILE"
         )
     full = f"{architecture}.{published.tag}" if published.tag else architecture
-    place = published.hf_hub_id or published.url
-    try:
-        with patience():
-            model = timm.create_model(full, pretrained=True, exportable=True)
-    # What the hub's client raises depends on its version: offline, time-outs, proxies, TLS.
-    except Exception as exc:
-        lines = str(exc).strip().splitlines()
-        raise BackboneError(
-            f"the weights of timm/{full} cannot be fetched "
-            f"({printable(lines[0][:200]) if lines else type(exc).__name__}): fetch them from "
-            f"{_address(published)} on a machine with a network, and name the file with "
-            "--weights FILE"
-        ) from exc
-    version = importlib.metadata.version("timm")
-    return model.eval(), full, f"timm {version}, {full}, from {place}"
+    what = f"of {PREFIX}{full}"
+    if not published.hf_hub_id:
+        return fetch(published.url, what), full
+    named = published.hf_hub_filename
+    return fetch_from_hub(published.hf_hub_id, (named,) if named else _HUB_FILES, what), full
 
 
-def _address(published: Any) -> str:
-    if published.hf_hub_id:
-        return f"https://huggingface.co/{published.hf_hub_id} (model.safetensors)"
-    return str(published.url)
+def _trained(full: str, file: Path) -> nn.Module:
+    """Build a network with published weights, by timm's own loader."""
+    # The file is in timm's own form, also where its first publisher's was another one.
+    overlay = {"file": str(file), "custom_load": False}
+    model: nn.Module = timm.create_model(
+        full, pretrained=True, pretrained_cfg_overlay=overlay, exportable=True
+    )
+    return model.eval()
 
 
 def _near(name: str) -> list[str]:

@@ -120,6 +120,8 @@ def untrained(name: str) -> nn.Module:
 def remove_classifier(model: nn.Module) -> str:
     """Put nothing in the place of the last linear layer, and return the layer's name.
 
+    Heads that only training uses go, too.
+
     SqueezeNet has a convolution there, after which it averages: the convolution, its
     activation and nothing else go, so the average is that of the features.
     """
@@ -127,6 +129,9 @@ def remove_classifier(model: nn.Module) -> str:
         classifier: Any = model.classifier
         model.classifier = nn.Sequential(classifier[0], nn.Identity(), nn.Identity(), classifier[3])
         return "classifier"
+    for auxiliary in AUXILIARY:
+        if hasattr(model, auxiliary):
+            setattr(model, auxiliary, None)
     if isinstance(model, torchvision.models.DenseNet):
         # Its activation before the pool is a call of its forward: as a module it can be seen.
         model.features.append(nn.ReLU())

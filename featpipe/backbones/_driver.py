@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 WINDOWS = sys.platform == "win32"
 _DRIVER = "nvcuda.dll" if WINDOWS else "libcuda.so.1"
@@ -15,7 +17,7 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU: its name, and what NVIDIA calls its compute capability."""
+    """A GPU: its name, and what NVIDIA calls its compute capability; (0, 0): not told."""
 
     name: str
     capability: tuple[int, int]
@@ -104,8 +106,18 @@ def find_library(name: str, file: str, major: int) -> Library:
     if load_library(file.format(major)) is not None:
         return Library(name, major, found=True)
     near = (major - 1, major + 1, major - 2, major + 2)
-    others = (other for other in near if load_library(file.format(other)) is not None)
+    others = (other for other in near if _is_somewhere(file.format(other)))
     return Library(name, major, found=False, instead=next(others, None))
+
+
+def _is_somewhere(file: str) -> bool:
+    """Tell whether a library is there, in NVIDIA's packages or where the loader looks."""
+    packages = importlib.util.find_spec("nvidia")
+    folders = (packages.submodule_search_locations or []) if packages else []
+    return (
+        any(match for folder in folders for match in Path(folder).glob(f"*/*/{file}"))
+        or load_library(file) is not None
+    )
 
 
 def load_library(name: str) -> ctypes.CDLL | None:

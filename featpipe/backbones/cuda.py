@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import onnxruntime
 from onnxruntime.capi import build_and_package_info
@@ -32,6 +33,7 @@ from featpipe.errors import BackboneError, DeviceError
 
 CUDA = "CUDAExecutionProvider"
 CUDNN_MAJOR = 9
+_CUDNN = "cuDNN"
 _CARRIERS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _GPU_WHEELS = ("Linux x86_64", "Windows AMD64")
 _EXTRA = "run pip install 'featpipe[cuda]'"
@@ -116,8 +118,10 @@ def why_no_cuda(facts: CudaFacts, index: int = 0) -> Amiss | None:
     index : int
         Number of the GPU that is wanted.
     """
-    obstacles = (*_wheel_obstacles(facts), *_driver_obstacles(facts, index))
-    return next(iter((*obstacles, *_library_obstacles(facts))), None)
+    obstacles = chain(
+        _wheel_obstacles(facts), _driver_obstacles(facts, index), _library_obstacles(facts)
+    )
+    return next(obstacles, None)
 
 
 def obstacle(index: int, _precision: Precision) -> Amiss | None:
@@ -201,7 +205,7 @@ def _driver_obstacles(facts: CudaFacts, index: int) -> Iterator[Amiss]:
     elif index >= len(driver.gpus):
         seen = "1 GPU, which is cuda:0" if len(driver.gpus) == 1 else f"{len(driver.gpus)} GPUs"
         yield Amiss(f"there is no GPU with number {index}", f"this process sees {seen}")
-    elif driver.gpus[index].capability < _CAPABILITIES.get(cuda, (0, 0)):
+    elif (0, 0) < driver.gpus[index].capability < _CAPABILITIES.get(cuda, (0, 0)):
         yield _old_gpu(driver, index, cuda)
 
 
@@ -247,15 +251,13 @@ def _library_obstacles(facts: CudaFacts) -> Iterator[Amiss]:
 
 
 def _wrong_library(library: Library, cuda: int | None) -> Amiss:
-    if library.name == _CUDNN:
-        return Amiss(
-            f"{_CUDNN} {library.major} cannot be loaded, only {_CUDNN} {library.instead} is there",
-            f"{_EXTRA}; the other one may stay",
-        )
+    if library.major == cuda:
+        wanted, found = f"{library.name} for CUDA {cuda}", f"that for CUDA {library.instead}"
+    else:
+        wanted = f"{library.name} {library.major}"
+        found = f"{library.name} {library.instead}"
     return Amiss(
-        f"{library.name} for CUDA {cuda} cannot be loaded, only that for CUDA {library.instead} "
-        "is there",
-        f"{_EXTRA}; the other one may stay",
+        f"{wanted} cannot be loaded, only {found} is there", f"{_EXTRA}; the other may stay"
     )
 
 
@@ -293,9 +295,6 @@ def _built_for() -> int | None:
         return None
     major = str(getattr(build_and_package_info, "cuda_version", "")).partition(".")[0]
     return int(major) if major.isdigit() else 13
-
-
-_CUDNN = "cuDNN"
 
 
 def _libraries(cuda: int) -> list[tuple[str, str, int]]:

@@ -22,6 +22,23 @@ from featpipe.errors import BackboneError, DeviceError, WriteError
 BATCHES = (1, 5, 64)
 
 
+class OtherVectorsError(DeviceError):
+    """A device computes other vectors than the CPU.
+
+    Attributes
+    ----------
+    cosine : float
+        The smallest one between its vectors and the CPU's.
+    """
+
+    def __init__(self, what: str, cosine: float, remedy: str) -> None:
+        self.cosine = cosine
+        super().__init__(
+            f"{what} gives other vectors than the CPU (cosine {cosine:.4f}, at least "
+            f"{DEVICE_COSINE} is needed) and is not used: {remedy}"
+        )
+
+
 def check_folder() -> Path:
     """Return the folder that keeps the figures."""
     return user_cache_path("featpipe", appauthor=False) / "checks"
@@ -33,6 +50,7 @@ def check_device(
     size: int,
     identity: Mapping[str, str],
     what: str,
+    remedy: str = "take --device cpu, or update the driver and onnxruntime",
     *,
     again: bool = True,
 ) -> float:
@@ -47,15 +65,15 @@ def check_device(
         Side of the images, in pixels.
     identity : mapping of str to str
         All that may change the figure; it is kept under these.
-    what : str
-        The device, as the message names it.
+    what, remedy : str
+        The device, as the message names it, and what to do where it is refused.
     again : bool
         Check again what has failed before: what was wrong may have been mended. False takes
         the figure of that time, for `auto`, which meets it in every run.
 
     Raises
     ------
-    DeviceError
+    OtherVectorsError
         When any cosine is below 0.999; the message has the figure.
     """
     path = check_folder() / f"{_digest(identity)}.json"
@@ -66,11 +84,7 @@ def check_device(
         with contextlib.suppress(WriteError):
             write_json(path, {**identity, "cosine": cosine})
     if cosine < DEVICE_COSINE:
-        raise DeviceError(
-            f"{what} gives other vectors than the CPU (cosine {cosine:.4f}, at least "
-            f"{DEVICE_COSINE} is needed) and is not used: take --device cpu, "
-            "or update the driver and onnxruntime"
-        )
+        raise OtherVectorsError(what, cosine, remedy)
     return cosine
 
 

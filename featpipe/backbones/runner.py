@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.backbones.contract import BackboneFile
 from featpipe.types import Pixels
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
@@ -49,3 +50,15 @@ class Amiss:
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.remedy}"
+
+
+class Starter(Protocol):
+    """One kind of device: a module with these two functions."""
+
+    def obstacle(self, index: int, precision: Precision, /) -> Amiss | None:
+        """Return what keeps the device from being used, as far as can be seen from outside."""
+        ...
+
+    def start(self, file: BackboneFile, index: int, precision: Precision, /) -> Started:
+        """Start a backbone on it, or raise `DeviceError`; nobody has checked its vectors yet."""
+        ...

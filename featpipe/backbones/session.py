@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from featpipe._files import printable
 from featpipe.backbones import coreml, cuda, onnx_session, openvino, tensorrt
 from featpipe.backbones.contract import EMBEDDING, FEATURE_MAP, INPUT, BackboneFile, read_backbone
-from featpipe.backbones.device_check import check_device
+from featpipe.backbones.device_check import OtherVectorsError, check_device
+from featpipe.backbones.gate import DEVICE_COSINE
 from featpipe.backbones.providers import (
     LABELS,
     PRECISIONS,
@@ -27,7 +27,7 @@ from featpipe.backbones.providers import (
     parse_device,
     parse_precision,
 )
-from featpipe.backbones.runner import Amiss, Precision, Runner
+from featpipe.backbones.runner import Amiss, Precision, Runner, Starter
 from featpipe.errors import BackboneError, DeviceError
 from featpipe.types import Pixels, Vectors
 
@@ -35,13 +35,12 @@ if TYPE_CHECKING:
     from featpipe.backbones import Backbone
 
 _BATCH_SIZES: dict[Kind, int] = {"cpu": 8, "openvino": 8, "cuda": 64, "tensorrt": tensorrt.LARGEST}
-_DEVICES: dict[Kind, ModuleType] = {
+_DEVICES: dict[Kind, Starter] = {
     "cuda": cuda,
     "tensorrt": tensorrt,
     "openvino": openvino,
     "coreml": coreml,
 }
-"""Each has `obstacle(index, precision)` and `start(file, index, precision)`."""
 _CPU, _GPU, _OPENVINO = Device("cpu"), Device("cuda"), Device("openvino")
 _ASKED = "it was asked for"
 _FASTEST = "the fastest device that works"
@@ -169,8 +168,7 @@ def why_not(device: Device, precision: Precision) -> Amiss | None:
     """Return what keeps a device from being used, as far as can be told without a session."""
     if device.kind == "cpu":
         return None
-    found: Amiss | None = _DEVICES[device.kind].obstacle(device.index, precision)
-    return found
+    return _DEVICES[device.kind].obstacle(device.index, precision)
 
 
 def _read_again(backbone: Backbone) -> BackboneFile:
@@ -218,6 +216,11 @@ def _try(file: BackboneFile, device: Device, precision: Precision, because: str)
         return amiss.reason
     try:
         return _open(file, device, precision, because, again=False)
+    except OtherVectorsError as exc:
+        return (
+            f"its vectors are not the CPU's (cosine {exc.cosine:.4f}, at least {DEVICE_COSINE} is "
+            "needed)"
+        )
     except DeviceError as exc:
         return str(exc).removeprefix(f"{LABELS[device.kind]} cannot be used: ")
 
@@ -258,7 +261,7 @@ def verify_session(session: Session, reference: Session, *, again: bool = True) 
 
     Raises
     ------
-    DeviceError
+    OtherVectorsError
         When the vectors disagree (cosine below 0.999); the message has the figure.
     """
     identity = {
@@ -268,7 +271,17 @@ def verify_session(session: Session, reference: Session, *, again: bool = True) 
     }
     what = f"{session.provider} with {session.precision} on this machine"
     size = session.backbone.card.input_size
-    return check_device(reference.run, session.run, size, identity, what, again=again)
+    return check_device(
+        reference.run, session.run, size, identity, what, _remedy(session), again=again
+    )
+
+
+def _remedy(session: Session) -> str:
+    """Say what to do where the vectors of a session are not the CPU's."""
+    if session.precision != "fp32":
+        return "take --precision fp32, or --device cpu"
+    newer = "package openvino" if session.provider == "openvino" else "driver and onnxruntime"
+    return f"take --device cpu, or update the {newer}"
 
 
 def _failed_run(session: Session, n: int, error: Exception) -> str:

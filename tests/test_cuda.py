@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,9 @@ def test_another_version_in_nvidias_packages_is_found(
     folder = tmp_path / "nvidia" / "cublas" / "lib"
     folder.mkdir(parents=True)
     (folder / "libcublas.so.12").write_bytes(b"")
+    # Without it, a real package of that name elsewhere would go before this one.
+    (tmp_path / "nvidia" / "__init__.py").write_text("")
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     found = find_library("cuBLAS", "libcublas.so.{}", 13)
     assert found == Library("cuBLAS", 13, False, 12)

@@ -25,8 +25,14 @@ from featpipe.backbones import Backbone, _cores, load_backbone, openvino, sessio
 from featpipe.backbones._driver import is_installed
 from featpipe.backbones.card import CARD_KEY
 from featpipe.backbones.contract import read_backbone, with_fingerprint
-from featpipe.backbones.device_check import check_folder
-from featpipe.backbones.gate import compare, photographs, realistic_images
+from featpipe.backbones.device_check import BATCHES, check_folder
+from featpipe.backbones.gate import (
+    DEVICE_COSINE,
+    compare,
+    photographs,
+    realistic_images,
+    verify,
+)
 from featpipe.backbones.providers import Device
 from featpipe.backbones.runner import Precision
 from featpipe.errors import DeviceError
@@ -239,19 +245,27 @@ def quantized(path: Path) -> Path:
 
 @REAL
 def test_an_int8_graph_is_refused_with_the_figure(tmp_path: Path) -> None:
-    """OpenVINO computes int8 graphs otherwise than the CPU: the check is what notices."""
+    """OpenVINO computes int8 graphs otherwise than the CPU: the check is what notices.
+
+    By how much depends on processor and version (cosine 0.17 to 0.998 were seen); where it is
+    little enough, the session is had.
+    """
     backbone = load_backbone(quantized(tmp_path / "int8.onnx"))
+    reference = backbone.open_session("cpu")
+    unchecked = replace(reference, runner=openvino.start(reference.backbone, 0, "fp32").runner)
+    cosine = verify(reference.run, unchecked.run, 224, batches=BATCHES)
+    if cosine >= DEVICE_COSINE:
+        assert backbone.open_session("openvino", "fp32").provider == "openvino"
+        return
     with pytest.raises(DeviceError) as error:
         backbone.open_session("openvino", "fp32")
-    cosine = str(error.value).partition("(cosine ")[2].partition(",")[0]
-    assert float(cosine) < 0.999
     assert str(error.value) == (
         "openvino with fp32 on this machine gives other vectors than the CPU (cosine "
-        f"{cosine}, at least 0.999 is needed) and is not used: take --device cpu, or update the "
-        "package openvino"
+        f"{cosine:.4f}, at least 0.999 is needed) and is not used: take --device cpu, or update "
+        "the package openvino"
     )
-    kept = [json.loads(path.read_text()) for path in check_folder().iterdir()]
-    assert [f"{check['cosine']:.4f}" for check in kept] == [cosine]
+    [kept] = [json.loads(path.read_text()) for path in check_folder().iterdir()]
+    assert kept["cosine"] == pytest.approx(cosine, abs=1e-5)
 
 
 @REAL

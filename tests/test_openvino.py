@@ -131,6 +131,36 @@ def test_threads_do_not_meddle_with_one_another(tiny: Backbone) -> None:
 
 
 @REAL
+def test_the_first_runs_of_several_threads_do_not_wait_for_ever(tiny_backbone: Path) -> None:
+    """OpenVINO's bindings set themselves up in the first run, and two at once hang.
+
+    It depends on the moment: three runs in ten hung without the first run that is made alone.
+    """
+    code = """
+import faulthandler, sys, threading
+faulthandler.dump_traceback_later(60, exit=True)
+import numpy as np
+from pathlib import Path
+from featpipe.backbones import openvino
+from featpipe.backbones.contract import read_backbone
+runner = openvino.start(read_backbone(Path(sys.argv[1])), 0, "fp32").runner
+barrier = threading.Barrier(4)
+def work():
+    barrier.wait()
+    runner.run(["embedding"], {"images": np.zeros((2, 32, 32, 3), np.uint8)})
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+    command = [sys.executable, "-c", code, os.fspath(tiny_backbone)]
+    for _ in range(4):
+        done = subprocess.run(
+            command, check=False, capture_output=True, cwd=Path(__file__).parent.parent
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@REAL
 def test_an_image_that_cannot_be_written_to_is_taken(tiny: Backbone) -> None:
     """Memory-mapped and other read-only pixels run like any others, and stay as they are."""
     opened = tiny.open_session("openvino", "fp32")
@@ -451,6 +481,18 @@ def test_auto_leaves_bf16_that_disagrees(tiny: Backbone, fake: type[FakeOpenVino
     assert fake.runs == 3
     assert tiny.open_session().why == opened.why
     assert fake.runs == 3
+
+
+def test_auto_leaves_bf16_of_an_unknown_processor(
+    tiny: Backbone, fake: type[FakeOpenVino], processor: dict[str, bool]
+) -> None:
+    """It may be slower than fp32 there; whoever asks for it has it, if OpenVINO has it."""
+    processor.clear()
+    assert tiny.open_session().why == (
+        "running on cpu, fp32 (no CUDA: no NVIDIA driver is found on this machine; no OpenVINO in "
+        "bf16: this system does not tell whether its processor accelerates bf16)"
+    )
+    assert tiny.open_session("openvino", "bf16").precision == "bf16"
 
 
 def test_openvino_by_name_is_fp32_where_bf16_disagrees(

@@ -25,6 +25,7 @@ _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _NAMES = {"float32": "fp32", "float": "fp32", "f32": "fp32", "bfloat16": "bf16", "bf16": "bf16"}
 _ACCELERATORS = ("BF16", "AMX")
 _TELEMETRY = "openvino_telemetry"
+_FIRST_RUN = threading.Lock()
 
 
 class OpenVinoRunner:
@@ -57,6 +58,7 @@ class OpenVinoRunner:
         self._lock, self._local = threading.Lock(), threading.local()
         self._compiled: dict[str, Any] = {}
         compiled = self._compile(EMBEDDING)
+        self._warm_up(compiled)
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.in_force = _NAMES.get(hint, hint)
 
@@ -64,7 +66,21 @@ class OpenVinoRunner:
         """Compute the named outputs, and no others."""
         return [self._run(name, feed[INPUT]) for name in names]
 
+    def _warm_up(self, compiled: Any) -> None:
+        """Run one image before threads do: OpenVINO's first run must not meet another one.
+
+        Its Python bindings set themselves up in the first conversion of an array. Two threads
+        that come to it at once wait for each other for ever: one holds the interpreter's lock
+        and wants the set-up, the other the reverse (seen in 3 of 10 runs with 2026.4.1).
+        """
+        shape = [1, *(side.get_length() for side in list(compiled.input(0).partial_shape)[1:])]
+        with _FIRST_RUN:
+            self._run(EMBEDDING, np.zeros(shape, np.uint8))
+
     def _run(self, name: str, images: Pixels) -> NDArray[np.float32]:
+        # Read-only pixels would take another way through the bindings than the first run did.
+        if not images.flags.writeable:
+            images = images.copy()
         results = self._request(name).infer({INPUT: images}, share_inputs=True, share_outputs=True)
         # The request owns its output, and the next run writes over it.
         return np.array(results[0], dtype=np.float32)

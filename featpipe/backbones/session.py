@@ -210,7 +210,9 @@ def _open_openvino(file: BackboneFile) -> Session:
 
 
 def _try(file: BackboneFile, device: Device, precision: Precision, because: str) -> Session | str:
-    """Return a session, or why there is none."""
+    """Return a session, or why there is none; for `auto`, which takes what is sure to gain."""
+    if precision == "bf16" and openvino.accelerates_bf16() is None:
+        return "this system does not tell whether its processor accelerates bf16"
     amiss = why_not(device, precision)
     if amiss is not None:
         return amiss.reason

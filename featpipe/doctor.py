@@ -24,35 +24,43 @@ from platformdirs import user_cache_path
 
 from featpipe import __version__
 from featpipe.backbones import Backbone, _cores, load_backbone
+from featpipe.backbones._driver import is_installed
 from featpipe.backbones._runtime import MEND_WHEELS
-from featpipe.backbones.cuda import (
-    CUDA,
-    Amiss,
-    CudaFacts,
-    cuda_facts,
-    installed_wheels,
-    is_installed,
-    why_no_cuda,
-)
+from featpipe.backbones.coreml import COREML
+from featpipe.backbones.cuda import CUDA, CudaFacts, cuda_facts, installed_wheels
 from featpipe.backbones.device_check import check_folder
 from featpipe.backbones.gate import realistic_images
+from featpipe.backbones.onnx_session import CPU
+from featpipe.backbones.providers import PRECISIONS, Device, Kind
 from featpipe.backbones.registry import model_folders
-from featpipe.backbones.session import Session
+from featpipe.backbones.runner import Amiss
+from featpipe.backbones.session import Session, why_not
+from featpipe.backbones.tensorrt import TENSORRT, engine_folder
 from featpipe.errors import FeatpipeError
 from featpipe.images import Decoded, decode_image
 from featpipe.types import Pixels, ResizeRule
 
-_PACKAGES = ("numpy", "onnx", "pillow", "pyarrow", "scikit-learn", "skops")
+_PACKAGES = ("openvino", "numpy", "onnx", "pillow", "pyarrow", "scikit-learn", "skops")
 _PHOTO = (768, 512)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """One device: whether a session on it works, and why not or with what."""
+    """One device: whether a session on it works.
+
+    Attributes
+    ----------
+    detail : str
+        What it is and in which precisions it works, and why not in others; or why it does not
+        work, and what to do.
+    precisions : tuple of str
+        Those in which its vectors are the CPU's.
+    """
 
     name: str
     works: bool
     detail: str
+    precisions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +167,9 @@ def diagnose(*, quick: bool = False, seconds: float = 9.0) -> Report:
     speed, problem, exit_code = None, None, 0
     try:
         backbone = load_backbone()
-        session = backbone.open_session("cpu")
-        devices = (DeviceState("cpu", works=True, detail="fp32"), _try_cuda(backbone, facts))
+        devices = tuple(try_device(backbone, kind) for kind in _kinds())
         if not quick:
-            best = backbone.open_session("auto") if devices[1].works else session
-            speed = measure_speed(best, seconds)
+            speed = measure_speed(backbone.open_session("auto"), seconds)
     except FeatpipeError as exc:
         problem, exit_code = str(exc), exc.exit_code
     processor = describe_processor()
@@ -240,7 +246,7 @@ def measure_speed(session: Session, seconds: float) -> Speed:
 
     threads = _cores.usable_cores()
     decode_rate, model_rate = _rate(decode, part), _rate(infer, part)
-    if session.provider == "cpu":
+    if session.uses_cores:
         expected = threads / (1 / decode_rate + 1 / model_rate)
     else:
         expected = min(threads * decode_rate, model_rate)
@@ -288,20 +294,41 @@ def _rate(work: Callable[[], int], seconds: float, threads: int = 1) -> float:
     return done / (time.perf_counter() - start)
 
 
-def _try_cuda(backbone: Backbone, facts: CudaFacts) -> DeviceState:
-    amiss = why_no_cuda(facts)
-    if amiss is not None:
-        return DeviceState("cuda", works=False, detail=str(amiss))
-    try:
-        session = backbone.open_session("cuda")
-    except FeatpipeError as exc:
-        return DeviceState("cuda", works=False, detail=str(exc))
-    return DeviceState("cuda", works=True, detail=session.versions["gpu"])
+def try_device(backbone: Backbone, kind: Kind) -> DeviceState:
+    """Open a session on a device in each of its precisions."""
+    if kind == "cpu":
+        # Where the CPU cannot run the backbone, nothing can: that is the report's verdict.
+        backbone.open_session("cpu")
+        return DeviceState("cpu", works=True, detail="fp32", precisions=("fp32",))
+    device, working, amiss, named = Device(kind), [], [], ""
+    for precision in PRECISIONS[kind]:
+        obstacle = why_not(device, precision)
+        if obstacle is not None:
+            amiss.append((precision, str(obstacle)))
+            continue
+        try:
+            session = backbone.open_session(kind, precision)
+        except FeatpipeError as exc:
+            amiss.append((precision, str(exc)))
+        else:
+            named = session.versions.get("gpu", "")
+            working.append(precision)
+    if not working:
+        return DeviceState(kind, works=False, detail=amiss[0][1])
+    works = ", ".join([named, *working] if named else working)
+    detail = "; ".join([works, *(f"no {precision}: {why}" for precision, why in amiss)])
+    return DeviceState(kind, works=True, detail=detail, precisions=tuple(working))
+
+
+def _kinds() -> tuple[Kind, ...]:
+    """Return the devices that make sense on this system."""
+    known: tuple[Kind, ...] = ("cpu", "cuda", "tensorrt", "openvino")
+    return (*known, "coreml") if platform.system() == "Darwin" else known
 
 
 def _unused_providers() -> list[DeviceState]:
     """Return what ONNX Runtime has beside: named, so that nobody wonders."""
-    used = {"CPUExecutionProvider", CUDA}
+    used = {CPU, CUDA, TENSORRT, COREML}
     return [
         DeviceState(
             name.removesuffix("ExecutionProvider").lower(),
@@ -323,6 +350,7 @@ def _places() -> dict[str, str]:
     return {
         "backbones": os.pathsep.join(str(folder) for folder in model_folders()),
         "device checks": str(check_folder()),
+        "TensorRT engines": str(engine_folder()),
         "vectors of ImageEmbedder": str(user_cache_path("featpipe", appauthor=False) / "vectors"),
         "stores": str(Path("embeddings").absolute()),
         "heads": str(Path("heads").absolute()),

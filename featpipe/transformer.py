@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _AUTO = "auto"
 _SHOWN_FAILURES = 5
+_HALVES = ("bf16", "fp16")
 _LOCK_SECONDS = 24 * 3600.0
 """How long to wait for another process that fills the same cache: it works for us, too."""
 
@@ -41,9 +42,10 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     ----------
     model : str or path, default="efficientnet_lite0"
         Name or ``.onnx`` file of the backbone.
-    device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-        Where the backbone runs.
-    precision : {"auto", "fp32", "fp16"}, default="auto"
+    device : str, default="auto"
+        Where the backbone runs: "auto", "cpu", "cuda", "cuda:N", "tensorrt", "tensorrt:N",
+        "openvino" or "coreml".
+    precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
         Arithmetic of the backbone.
     batch_size, workers : int, optional
         As in `featpipe.embed`.
@@ -162,13 +164,13 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return backbone
 
     def _cache_folder(self) -> Path:
-        """Return the store of this backbone; 16-bit arithmetic has one of its own."""
+        """Return the store of this backbone; each 16-bit arithmetic has one of its own."""
         root = (
             user_cache_path("featpipe", appauthor=False) / "vectors"
             if self.cache_dir == _AUTO
             else Path(self.cache_dir or "")
         )
-        half = "-fp16" if self.precision == "fp16" else ""
+        half = f"-{self.precision}" if self.precision in _HALVES else ""
         return root / f"{self.backbone_name_}-{self.fingerprint_[:16]}{half}"
 
     def __sklearn_tags__(self) -> Tags:
@@ -272,11 +274,12 @@ def _filled(job: _Job, folder: Path, refs: Sequence[ImageRef]) -> EmbeddingStore
 class _Memory:
     """Vectors of this process: by backbone and precision, then by path."""
 
-    held: ClassVar[dict[tuple[str, bool], dict[str, tuple[ImageRef, Vectors]]]] = {}
+    held: ClassVar[dict[tuple[str, str], dict[str, tuple[ImageRef, Vectors]]]] = {}
 
 
 def _from_memory(job: _Job, paths: Sequence[str]) -> Vectors:
-    known = _Memory.held.setdefault((job.backbone.fingerprint, job.precision == "fp16"), {})
+    half = job.precision if job.precision in _HALVES else ""
+    known = _Memory.held.setdefault((job.backbone.fingerprint, half), {})
     source = _source(paths)
     missing = [ref for ref in source if known.get(ref.path, (None,))[0] != ref]
     if missing:

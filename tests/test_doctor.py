@@ -12,19 +12,23 @@ from pathlib import Path
 
 import pytest
 from conftest import Result
+from fake_devices import disagree, install, start_fakes
 
-from featpipe.backbones import _cores, cuda, load_backbone, usable_cores
-from featpipe.backbones.cuda import CudaFacts, cuda_facts
+from featpipe.backbones import _cores, cuda, load_backbone, session, usable_cores
+from featpipe.backbones._driver import Driver, Gpu, Library, ask_driver
+from featpipe.backbones.cuda import CudaFacts
+from featpipe.backbones.runner import Amiss
 from featpipe.commands.doctor import _lines
 from featpipe.doctor import (
     DeviceState,
     Processor,
-    _try_cuda,
+    _kinds,
     describe_processor,
     diagnose,
     find_warnings,
     make_photos,
     measure_speed,
+    try_device,
 )
 from featpipe.images import Decoded, decode_image
 from featpipe.types import ResizeRule
@@ -269,7 +273,12 @@ def test_json_is_one_document(run_cli: Callable[..., Result]) -> None:
     result = run_cli("doctor", "--quick", "--json")
     report = json.loads(result.out)
     assert (result.code, result.err) == (0, "")
-    assert report["devices"][0] == {"name": "cpu", "works": True, "detail": "fp32"}
+    assert report["devices"][0] == {
+        "name": "cpu",
+        "works": True,
+        "detail": "fp32",
+        "precisions": ["fp32"],
+    }
     assert report["speed"] is None
     assert report["problem"] is None
     assert report["processor"]["usable"] == usable_cores()
@@ -304,13 +313,69 @@ def test_a_damaged_backbone_is_the_verdict(
     )
 
 
-@pytest.mark.skipif(cuda_facts().driver, reason="this machine has an NVIDIA driver")
-def test_cuda_has_its_reason_in_the_report() -> None:
+@pytest.mark.skipif(ask_driver() is not None, reason="this machine has an NVIDIA driver")
+def test_every_device_has_its_line(run_cli: Callable[..., Result]) -> None:
+    """Each works, in which precisions, or has the reason and the remedy of its own."""
+    lines = run_cli("doctor", "--quick").out.splitlines()
+    at = lines.index("Devices")
+    devices = {line.split()[0]: line[17:] for line in lines[at + 1 : lines.index("CUDA") - 1]}
+    assert list(devices)[:4] == ["cpu", "cuda", "tensorrt", "openvino"]
+    assert devices["cpu"] == "works: fp32"
+    if "onnxruntime-gpu" in cuda.installed_wheels():
+        said = (
+            "no: no NVIDIA driver is found on this machine: install the driver of the GPU, or in "
+            "a container pass the GPU on (docker run --gpus all)"
+        )
+        assert (devices["cuda"], devices["tensorrt"]) == (said, said)
+    if not cuda.is_installed("openvino"):
+        assert devices["openvino"] == (
+            "no: the package openvino is not installed: run pip install 'featpipe[openvino]'"
+        )
+    elif _cores.cpu_features().get("BF16") is False:
+        assert devices["openvino"] == (
+            f"works: fp32; no bf16: this processor ({_cores.cpu_model()}) does not accelerate "
+            "bf16, which takes AVX512-BF16 or AMX: use --precision fp32"
+        )
+
+
+def test_coreml_is_listed_on_a_mac_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else can do anything about it."""
+    assert ("coreml" in _kinds()) == (sys.platform == "darwin")
+    monkeypatch.setattr("featpipe.doctor.platform.system", lambda: "Darwin")
+    assert _kinds() == ("cpu", "cuda", "tensorrt", "openvino", "coreml")
+
+
+def test_a_device_that_fails_its_check_is_told(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Facts that look well and a session that fails: the session's reason is told."""
-    sound = CudaFacts("Linux x86_64", ("onnxruntime-gpu",), 13, True, 1, (), True)
-    state = _try_cuda(load_backbone(), sound)
-    assert (state.name, state.works) == ("cuda", False)
-    assert state.detail.startswith("CUDA cannot be used: ")
+    install(monkeypatch)
+    start_fakes(monkeypatch, disagree)
+    state = try_device(load_backbone(tiny_backbone), "cuda")
+    assert (state.name, state.works, state.precisions) == ("cuda", False, ())
+    assert state.detail.startswith("cuda with fp32 on this machine gives other vectors than the ")
+
+
+def test_a_device_that_works_names_its_precisions(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU by name; a precision that fails has its reason beside."""
+    install(monkeypatch)
+    start_fakes(monkeypatch)
+    backbone = load_backbone(tiny_backbone)
+    assert try_device(backbone, "cuda") == DeviceState(
+        "cuda", True, "Fake GPU, driver for CUDA 13.2, fp32, fp16", ("fp32", "fp16")
+    )
+    amiss = Amiss("something is amiss", "mend it")
+    monkeypatch.setattr(
+        session.cuda, "obstacle", lambda index, precision: amiss if precision == "fp16" else None
+    )
+    assert try_device(backbone, "cuda") == DeviceState(
+        "cuda",
+        True,
+        "Fake GPU, driver for CUDA 13.2, fp32; no fp16: something is amiss: mend it",
+        ("fp32",),
+    )
 
 
 def test_every_line_of_a_full_report_is_told() -> None:
@@ -318,7 +383,17 @@ def test_every_line_of_a_full_report_is_told() -> None:
     report = replace(
         diagnose(quick=True),
         devices=(DeviceState("cuda", works=True, detail="Some GPU"),),
-        cuda=CudaFacts("Linux x86_64", (), 13, True, 1, ("cuBLAS",), False),
+        cuda=CudaFacts(
+            "Linux x86_64",
+            (),
+            13,
+            Driver(0, (13, 2), (Gpu("Some GPU", (9, 0)),)),
+            (
+                Library("the CUDA runtime", 13, found=True),
+                Library("cuBLAS", 13, found=False, instead=12),
+                Library("cuDNN", 9, found=False),
+            ),
+        ),
         processor=replace(PROCESSOR, quota=2.0, usable=2, memory_limit=2**31, memory=None),
         warnings=("something is odd",),
     )
@@ -326,12 +401,20 @@ def test_every_line_of_a_full_report_is_told() -> None:
     for line in (
         "  cuda           works: Some GPU",
         "  onnxruntime    from elsewhere, built for CUDA 13",
-        "  driver         found, 1 GPU",
-        "  libraries      not found: cuBLAS",
-        "  cuDNN          not found",
+        "  driver         found, for CUDA 13.2, 1 GPU",
+        "  libraries      not found: cuBLAS 13 (but 12), cuDNN 9",
         "  features       AVX2 yes, AMX no",
         "  cores          2 of 8 usable (limit 2)",
         "  memory         unknown (limit 2.0 GiB)",
         "Warning: something is odd",
     ):
         assert line in lines
+    for driver, said in (
+        (None, "not found"),
+        (Driver(803, (13, 0), ()), "found, does not start (error 803)"),
+        (Driver(0, (13, 0), ()), "found, for CUDA 13.0, no GPUs"),
+    ):
+        lines = list(_lines(replace(report, cuda=replace(report.cuda, driver=driver))))
+        assert f"  driver         {said}" in lines
+    sound = replace(report.cuda, libraries=(Library("cuBLAS", 13, found=True),))
+    assert "  libraries      found" in list(_lines(replace(report, cuda=sound)))

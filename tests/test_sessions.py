@@ -19,30 +19,14 @@ from numpy.typing import NDArray
 from onnx import helper
 from test_backbones import edited
 
-from featpipe.backbones import Backbone, cuda, load_backbone, session
+from featpipe.backbones import Backbone, _cores, load_backbone, session
+from featpipe.backbones._driver import ask_driver
 from featpipe.backbones.contract import read_backbone
-from featpipe.backbones.cuda import CudaFacts, cuda_facts, gpu_name, installed_wheels, why_no_cuda
-from featpipe.backbones.device_check import check_folder
-from featpipe.backbones.gate import compare, realistic_images
-from featpipe.backbones.half import to_half
+from featpipe.backbones.cuda import installed_wheels
+from featpipe.backbones.gate import realistic_images
 from featpipe.backbones.providers import Device, parse_device
 from featpipe.errors import BackboneError, DeviceError
 from featpipe.types import Pixels
-
-ALL_THERE = CudaFacts(
-    system="Linux x86_64",
-    wheels=("onnxruntime-gpu",),
-    built_for=13,
-    driver=True,
-    devices=2,
-    missing=(),
-    cudnn=True,
-)
-NO_DRIVER = (
-    "no NVIDIA driver is found on this machine: install the driver of the GPU, or in a container "
-    "pass the GPU on (docker run --gpus all)"
-)
-MEND = "run pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
 
 
 def pattern(n: int) -> Pixels:
@@ -186,6 +170,10 @@ def test_a_failure_in_mid_run_is_a_sentence(tiny: Backbone, text: str, said: str
         ("CPU", Device("cpu")),
         ("cuda", Device("cuda")),
         (" cuda:12 ", Device("cuda", 12)),
+        ("tensorrt", Device("tensorrt")),
+        ("TensorRT:1", Device("tensorrt", 1)),
+        ("openvino", Device("openvino")),
+        ("CoreML", Device("coreml")),
     ],
 )
 def test_devices_are_read(text: str, device: Device) -> None:
@@ -193,14 +181,17 @@ def test_devices_are_read(text: str, device: Device) -> None:
     assert parse_device(text) == device
 
 
-@pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1", "cuda:٣", ""])
+@pytest.mark.parametrize(
+    "text", ["gpu", "cuda:", "cuda:x", "cpu:0", "openvino:1", "auto:0", "cuda:-1", "cuda:٣", ""]
+)
 def test_other_devices_are_refused(text: str) -> None:
     """The message has all that can be asked for."""
     with pytest.raises(DeviceError) as error:
         parse_device(text)
     assert error.value.exit_code == 6
     assert str(error.value) == (
-        f"there is no device '{text}': use auto, cpu, cuda, or cuda:N for the GPU with number N"
+        f"there is no device '{text}': use auto, cpu, cuda, tensorrt, openvino or coreml; cuda:N "
+        "and tensorrt:N mean the GPU with number N"
     )
 
 
@@ -216,21 +207,54 @@ def test_the_cpu_session_tells_what_it_is(tiny: Backbone) -> None:
     }
 
 
-def test_half_precision_on_the_cpu_is_refused(tiny: Backbone) -> None:
-    """fp16 is not silently fp32."""
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        (
+            "fp16",
+            (
+                "fp16 is not faster on a CPU and is not offered there: use --precision fp32, or "
+                "--device cuda on a machine with a GPU"
+            ),
+        ),
+        (
+            "bf16",
+            (
+                "bf16 is not offered by ONNX Runtime on the CPU: use --device openvino on a "
+                "processor that accelerates it, or --precision fp32"
+            ),
+        ),
+    ],
+)
+def test_lower_precision_on_the_cpu_is_refused(tiny: Backbone, precision: str, said: str) -> None:
+    """What is asked for is not silently fp32."""
     with pytest.raises(DeviceError) as error:
-        tiny.open_session("cpu", "fp16")
-    assert str(error.value) == (
-        "fp16 is not faster on a CPU and is not offered there: use --precision fp32, or --device "
-        "cuda on a machine with a GPU"
-    )
+        tiny.open_session("cpu", precision)
+    assert str(error.value) == said
 
 
 def test_an_unknown_precision_is_refused(tiny: Backbone) -> None:
     """The message has all that can be asked for."""
     with pytest.raises(DeviceError) as error:
         tiny.open_session("cpu", "fp8")
-    assert str(error.value) == "there is no precision 'fp8': use auto, fp32 or fp16"
+    assert str(error.value) == "there is no precision 'fp8': use auto, fp32, bf16 or fp16"
+
+
+@pytest.mark.skipif(ask_driver() is not None, reason="this machine has an NVIDIA driver")
+@pytest.mark.skipif("onnxruntime-gpu" not in installed_wheels(), reason="needs the GPU wheel")
+def test_auto_without_better_devices_is_the_cpu_and_says_why(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line: what runs, and why nothing better."""
+    monkeypatch.setattr(_cores, "cpu_features", lambda: {"AVX2": True, "BF16": False})
+    monkeypatch.setattr(_cores, "cpu_model", lambda: "Some CPU")
+    assert tiny.open_session().why == (
+        "running on cpu, fp32 (no CUDA: no NVIDIA driver is found on this machine; no OpenVINO in "
+        "bf16: this processor (Some CPU) does not accelerate bf16, which takes AVX512-BF16 or AMX)"
+    )
+    assert tiny.open_session("auto", "fp32").why == (
+        "running on cpu, fp32 (no CUDA: no NVIDIA driver is found on this machine)"
+    )
 
 
 def test_a_file_that_changes_while_in_use_is_noticed(tiny_backbone: Path, tmp_path: Path) -> None:
@@ -265,267 +289,6 @@ def test_a_graph_that_cannot_run_is_an_error_of_the_file(
     assert "NoSuchOperator" in str(error.value)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
-
-
-# --- CUDA -----------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(cuda_facts().driver, reason="this machine has an NVIDIA driver")
-@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_cuda_without_a_gpu_fails(
-    tiny: Backbone, device: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """CUDA that was asked for by name never becomes the CPU, and nothing else is printed."""
-    with pytest.raises(DeviceError) as error:
-        tiny.open_session(device)
-    assert error.value.exit_code == 6
-    if "onnxruntime-gpu" in installed_wheels():
-        assert str(error.value) == f"CUDA cannot be used: {NO_DRIVER}"
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.skipif(cuda_facts().driver, reason="this machine has an NVIDIA driver")
-def test_auto_without_a_gpu_is_the_cpu_and_says_why(tiny: Backbone) -> None:
-    """One line: what runs, and why nothing better; fp16 cannot be had and is not replaced."""
-    opened = tiny.open_session()
-    assert opened.provider == "cpu"
-    if "onnxruntime-gpu" in installed_wheels():
-        assert opened.why == (
-            "running on cpu, fp32 (no CUDA: no NVIDIA driver is found on this machine)"
-        )
-    with pytest.raises(DeviceError, match=r"^CUDA cannot be used: "):
-        tiny.open_session("auto", "fp16")
-
-
-@pytest.mark.parametrize(
-    ("facts", "said"),
-    [
-        ({}, None),
-        (
-            {"built_for": None, "wheels": ("onnxruntime",)},
-            f"the installed onnxruntime is built without CUDA: {MEND}",
-        ),
-        (
-            {"built_for": None, "wheels": ()},
-            f"the installed onnxruntime is built without CUDA: {MEND}",
-        ),
-        (
-            {"built_for": None, "wheels": ("onnxruntime", "onnxruntime-gpu")},
-            (
-                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other, and "
-                f"the one without CUDA has won: {MEND}"
-            ),
-        ),
-        (
-            {"built_for": None, "system": "Darwin arm64"},
-            "ONNX Runtime has no wheel with CUDA for Darwin arm64: use --device cpu",
-        ),
-        ({"driver": False, "devices": None, "missing": None, "cudnn": None}, NO_DRIVER),
-        (
-            {"devices": 0},
-            (
-                "the NVIDIA driver shows no GPU to this process: check nvidia-smi and the "
-                "environment variable CUDA_VISIBLE_DEVICES"
-            ),
-        ),
-        ({"devices": 1}, "there is no GPU with number 1: this process sees 1 GPU, which is cuda:0"),
-        (
-            {"missing": ("the CUDA runtime", "cuBLAS")},
-            (
-                "the CUDA runtime and cuBLAS for CUDA 13 cannot be loaded: "
-                "run pip install 'featpipe[cuda]'"
-            ),
-        ),
-        ({"cudnn": False}, "cuDNN 9 cannot be loaded: run pip install 'featpipe[cuda]'"),
-    ],
-)
-def test_each_way_cuda_can_be_missing_has_its_sentence(
-    facts: dict[str, Any], said: str | None
-) -> None:
-    """Wheel, platform, driver, GPU, libraries, cuDNN: the first that is missing is told."""
-    amiss = why_no_cuda(replace(ALL_THERE, **facts), 1)
-    assert (None if amiss is None else str(amiss)) == said
-
-
-def test_a_gpu_number_beyond_several_is_told() -> None:
-    """With more than one GPU their number is in the message."""
-    assert str(why_no_cuda(ALL_THERE, 2)) == (
-        "there is no GPU with number 2: this process sees 2 GPUs"
-    )
-
-
-def test_facts_are_found_without_a_gpu() -> None:
-    """Looking never raises; the libraries are looked for where somebody wants to know."""
-    facts = cuda_facts(thorough=True)
-    assert facts.wheels == installed_wheels()
-    if facts.built_for is not None:
-        assert facts.missing is not None
-        assert facts.cudnn is not None
-    if not facts.driver:
-        assert facts.devices is None
-        assert gpu_name(0) == "unknown GPU"
-
-
-class Driver:
-    """Answers as an NVIDIA driver with two GPUs does; no machine of the tests has one."""
-
-    def __init__(self, broken: bool = False) -> None:
-        self.broken = broken
-
-    def cuInit(self, flags: int) -> int:
-        return 999 if self.broken else 0
-
-    def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = 2
-        return 0
-
-    def cuDeviceGet(self, handle: Any, index: int) -> int:
-        return 0
-
-    def cuDeviceGetName(self, name: Any, size: int, handle: Any) -> int:
-        name.value = b"Fake GPU"
-        return 0
-
-    def cuDriverGetVersion(self, version: Any) -> int:
-        version._obj.value = 13020
-        return 0
-
-
-@pytest.fixture
-def fake_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the driver, and every library, be there; ONNX Runtime stays the real one."""
-    monkeypatch.setattr(cuda, "_load", lambda name: Driver())
-    monkeypatch.setattr(cuda, "_built_for", lambda: 13)
-
-
-def test_the_driver_is_asked_for_its_gpus(
-    fake_driver: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Number of GPUs, name and version come from the driver; one that fails has no GPUs."""
-    facts = cuda_facts()
-    assert (facts.driver, facts.devices, facts.missing, facts.cudnn) == (True, 2, (), True)
-    assert gpu_name(0) == "Fake GPU, driver for CUDA 13.2"
-    monkeypatch.setattr(cuda, "_load", lambda name: Driver(broken=True))
-    assert cuda_facts().devices == 0
-
-
-@pytest.mark.skipif(cuda_facts().driver, reason="this machine has an NVIDIA driver")
-def test_a_session_that_fell_back_is_refused(
-    tiny: Backbone, fake_driver: None, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """All looks well, but the real ONNX Runtime gives a session on the CPU: that is an error."""
-    with pytest.raises(DeviceError) as error:
-        tiny.open_session("cuda")
-    assert str(error.value) == (
-        "CUDA cannot be used: driver and libraries are there, but ONNX Runtime cannot start it: "
-        "run featpipe doctor, and update the driver to one for the CUDA version that it names"
-    )
-    assert tiny.open_session("auto").why == f"running on cpu, fp32 (no CUDA: {error.value})"
-    assert capfd.readouterr() == ("", "")
-
-
-class FakeCuda:
-    """A session that says it is on CUDA and computes on the CPU, times ``factor``."""
-
-    def __init__(self, data: bytes, factor: NDArray[np.float32] | float = 1.0) -> None:
-        self.data, self.factor = data, factor
-        self.inner = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-    def get_providers(self) -> list[str]:
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-
-    def run(self, names: list[str], feed: dict[str, Pixels]) -> list[NDArray[np.float32]]:
-        return [output * self.factor for output in self.inner.run(names, feed)]
-
-
-@pytest.fixture
-def fake_cuda(fake_driver: None, monkeypatch: pytest.MonkeyPatch) -> list[FakeCuda]:
-    """Let CUDA sessions be made; what was made is in the list."""
-    made: list[FakeCuda] = []
-    start = session._start
-
-    def fake(data: bytes, file: Any, wanted: list[Any]) -> Any:
-        if wanted[0] == "CPUExecutionProvider":
-            return start(data, file, wanted)
-        made.append(FakeCuda(data))
-        return made[-1]
-
-    monkeypatch.setattr(session, "_start", fake)
-    return made
-
-
-def test_cuda_is_checked_once_and_taken(tiny: Backbone, fake_cuda: list[FakeCuda]) -> None:
-    """A GPU that agrees with the CPU is used, by `auto` too, and named in the session."""
-    opened = tiny.open_session("cuda:1")
-    assert (opened.provider, opened.precision, opened.batch_size) == ("cuda", "fp32", 64)
-    assert opened.why == (
-        "running on cuda:1 (Fake GPU, driver for CUDA 13.2), fp32 (it was asked for)"
-    )
-    assert opened.versions["gpu"] == "Fake GPU, driver for CUDA 13.2"
-    assert len(list(check_folder().iterdir())) == 1
-    assert tiny.open_session().why == (
-        "running on cuda:0 (Fake GPU, driver for CUDA 13.2), fp32 (the fastest device that works)"
-    )
-    assert len(list(check_folder().iterdir())) == 1
-
-
-def test_cuda_in_half_precision_runs_a_converted_model(
-    tiny: Backbone, fake_cuda: list[FakeCuda]
-) -> None:
-    """fp16 is another model and another check; its vectors stay float32."""
-    opened = tiny.open_session("auto", "fp16")
-    assert (opened.provider, opened.precision) == ("cuda", "fp16")
-    assert fake_cuda[0].data != opened.backbone.data
-    images = realistic_images(4, 32)
-    vectors = opened.run(images)
-    assert vectors.dtype == np.float32
-    assert compare(tiny.open_session("cpu").run(images), vectors) > 0.9999
-
-
-def test_a_gpu_that_disagrees_is_refused(
-    tiny: Backbone, fake_cuda: list[FakeCuda], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Other vectors than the CPU's: by name it fails, `auto` takes the CPU and says so."""
-    flip = np.where(np.arange(27) % 2, 1, -1).astype(np.float32)
-    init = FakeCuda.__init__
-    monkeypatch.setattr(FakeCuda, "__init__", lambda self, data: init(self, data, flip))
-    with pytest.raises(DeviceError, match=r"^cuda with fp32 on this machine gives other vectors "):
-        tiny.open_session("cuda")
-    opened = tiny.open_session("auto")
-    assert opened.provider == "cpu"
-    assert "gives other vectors than the CPU (cosine" in opened.why
-
-
-def test_a_gpu_without_room_for_the_backbone_is_a_matter_of_the_device(
-    tiny: Backbone, fake_driver: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file runs on the CPU, so what fails on the GPU is not the file's fault."""
-    real = onnxruntime.InferenceSession
-
-    def full(data: bytes, options: Any, providers: list[Any]) -> Any:
-        if providers != ["CPUExecutionProvider"]:
-            raise RuntimeError("CUDA failure 2: out of memory\nmore")
-        return real(data, options, providers=providers)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
-    with pytest.raises(DeviceError) as error:
-        tiny.open_session("cuda")
-    assert str(error.value) == (
-        "CUDA cannot be used: cuda:0 does not start the backbone (CUDA failure 2: out of memory): "
-        "free memory of the GPU, or use --device cpu"
-    )
-    assert tiny.open_session("auto").provider == "cpu"
-
-
-def test_half_precision_of_the_built_in_backbone_is_close(builtin: session.Session) -> None:
-    """The converted model keeps the contract and passes the check (run here by the CPU)."""
-    data = to_half(builtin.backbone.data)
-    assert len(data) < 0.55 * len(builtin.backbone.data)
-    half = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    images = realistic_images(4, 224)
-    [vectors] = half.run(["embedding"], {"images": images})
-    assert vectors.dtype == np.float32
-    assert compare(builtin.run(images), vectors) > 0.999
 
 
 # --- privacy --------------------------------------------------------------------------------

@@ -22,13 +22,37 @@ from featpipe.errors import BackboneError, DeviceError, WriteError
 BATCHES = (1, 5, 64)
 
 
+class OtherVectorsError(DeviceError):
+    """A device computes other vectors than the CPU.
+
+    Attributes
+    ----------
+    cosine : float
+        The smallest one between its vectors and the CPU's.
+    """
+
+    def __init__(self, what: str, cosine: float, remedy: str) -> None:
+        self.cosine = cosine
+        super().__init__(
+            f"{what} gives other vectors than the CPU (cosine {cosine:.4f}, at least "
+            f"{DEVICE_COSINE} is needed) and is not used: {remedy}"
+        )
+
+
 def check_folder() -> Path:
     """Return the folder that keeps the figures."""
     return user_cache_path("featpipe", appauthor=False) / "checks"
 
 
 def check_device(
-    reference: Embed, candidate: Embed, size: int, identity: Mapping[str, str], what: str
+    reference: Embed,
+    candidate: Embed,
+    size: int,
+    identity: Mapping[str, str],
+    what: str,
+    remedy: str = "take --device cpu, or update the driver and onnxruntime",
+    *,
+    again: bool = True,
 ) -> float:
     """Compare a device with the CPU, once, and return the smallest cosine.
 
@@ -41,27 +65,26 @@ def check_device(
         Side of the images, in pixels.
     identity : mapping of str to str
         All that may change the figure; it is kept under these.
-    what : str
-        The device, as the message names it.
+    what, remedy : str
+        The device, as the message names it, and what to do where it is refused.
+    again : bool
+        Check again what has failed before: what was wrong may have been mended. False takes
+        the figure of that time, for `auto`, which meets it in every run.
 
     Raises
     ------
-    DeviceError
+    OtherVectorsError
         When any cosine is below 0.999; the message has the figure.
     """
     path = check_folder() / f"{_digest(identity)}.json"
     cosine = _remembered(path, identity)
-    if cosine is None:
+    if cosine is None or (again and cosine < DEVICE_COSINE):
         cosine = verify(reference, candidate, size, batches=BATCHES)
         # Without a writable cache the check is made again next time; that is all.
         with contextlib.suppress(WriteError):
             write_json(path, {**identity, "cosine": cosine})
     if cosine < DEVICE_COSINE:
-        raise DeviceError(
-            f"{what} gives other vectors than the CPU (cosine {cosine:.4f}, at least "
-            f"{DEVICE_COSINE} is needed) and is not used: take --device cpu, "
-            "or update the driver and onnxruntime"
-        )
+        raise OtherVectorsError(what, cosine, remedy)
     return cosine
 
 
@@ -71,10 +94,7 @@ def _digest(identity: Mapping[str, str]) -> str:
 
 
 def _remembered(path: Path, identity: Mapping[str, str]) -> float | None:
-    """Return the figure of an earlier check that was passed, or None.
-
-    A failed check is made again each time: what was wrong may have been mended.
-    """
+    """Return the figure of an earlier check, or None."""
     try:
         value = read_json(path, BackboneError)
     except BackboneError:
@@ -82,4 +102,4 @@ def _remembered(path: Path, identity: Mapping[str, str]) -> float | None:
     cosine = value.pop("cosine", None)
     if value != dict(identity) or not isinstance(cosine, float):
         return None
-    return cosine if DEVICE_COSINE <= cosine <= 1.0 + 1e-6 else None
+    return cosine if -1.0 <= cosine <= 1.0 + 1e-6 else None

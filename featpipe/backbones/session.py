@@ -1,45 +1,49 @@
 """A backbone made ready to run on one device: pixels in, vectors out.
 
-`open_session` is the one door: it takes what was asked for or fails, checks every provider
-other than the CPU's against the CPU's on real-looking images, and says in one line what it
-has chosen and why.
+`open_session` is the one door: it takes what was asked for or fails, checks every device
+other than the CPU against it on real-looking images, and says in one line what it has chosen
+and why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from featpipe._files import printable
-from featpipe.backbones import cuda, providers
+from featpipe.backbones import coreml, cuda, onnx_session, openvino, tensorrt
 from featpipe.backbones.contract import EMBEDDING, FEATURE_MAP, INPUT, BackboneFile, read_backbone
-from featpipe.backbones.device_check import check_device
+from featpipe.backbones.device_check import OtherVectorsError, check_device
+from featpipe.backbones.gate import DEVICE_COSINE
+from featpipe.backbones.providers import (
+    LABELS,
+    PRECISIONS,
+    Device,
+    Kind,
+    parse_device,
+    parse_precision,
+)
+from featpipe.backbones.runner import Amiss, Precision, Runner, Starter
 from featpipe.errors import BackboneError, DeviceError
 from featpipe.types import Pixels, Vectors
 
 if TYPE_CHECKING:
     from featpipe.backbones import Backbone
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
-_PRECISIONS = ("auto", "fp32", "fp16")
-_BATCH_SIZES = {"cpu": 8, "cuda": 64}
-_UNEXPLAINED = (
-    "CUDA cannot be used: driver and libraries are there, but ONNX Runtime cannot start it: "
-    "run featpipe doctor, and update the driver to one for the CUDA version that it names"
-)
-
-
-class Runner(Protocol):
-    """What is asked of an ONNX Runtime session; the seam for other runtimes."""
-
-    def run(self, names: list[str], feed: dict[str, Pixels]) -> list[NDArray[np.float32]]:
-        """Compute the named outputs."""
-        ...
+_BATCH_SIZES: dict[Kind, int] = {"cpu": 8, "openvino": 8, "cuda": 64, "tensorrt": tensorrt.LARGEST}
+_DEVICES: dict[Kind, Starter] = {
+    "cuda": cuda,
+    "tensorrt": tensorrt,
+    "openvino": openvino,
+    "coreml": coreml,
+}
+_CPU, _GPU, _OPENVINO = Device("cpu"), Device("cuda"), Device("openvino")
+_ASKED = "it was asked for"
+_FASTEST = "the fastest device that works"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,9 @@ class Session:
     backbone : BackboneFile
         What runs.
     provider : str
-        "cpu" or "cuda".
+        "cpu", "cuda", "tensorrt", "openvino" or "coreml".
     precision : str
-        "fp32" or "fp16".
+        "fp32", "bf16" or "fp16".
     versions : mapping of str to str
         What, beside the backbone, decides the bits of a vector.
     why : str
@@ -62,7 +66,7 @@ class Session:
 
     backbone: BackboneFile
     runner: Runner
-    provider: str
+    provider: Kind
     precision: Precision
     versions: Mapping[str, str]
     why: str
@@ -70,7 +74,12 @@ class Session:
     @property
     def batch_size(self) -> int:
         """Images a call that make good use of the device."""
-        return _BATCH_SIZES[self.provider]
+        return _BATCH_SIZES.get(self.provider, 8)
+
+    @property
+    def uses_cores(self) -> bool:
+        """Whether the backbone takes the cores that decode images, one a call."""
+        return self.provider in {"cpu", "openvino"}
 
     def run(self, images: Pixels) -> Vectors:
         """Embed a batch.
@@ -131,10 +140,12 @@ def open_session(backbone: Backbone, device: str = "auto", precision: str = "aut
     backbone : Backbone
         From `featpipe.backbones.load_backbone`.
     device : str
-        ``auto`` takes the best that works; ``cpu``, ``cuda`` and ``cuda:N`` are had or the
-        call fails.
+        ``auto`` takes the best that works: CUDA, OpenVINO in bf16 where the processor
+        accelerates it, the CPU. ``cpu``, ``cuda``, ``cuda:N``, ``tensorrt``, ``tensorrt:N``,
+        ``openvino`` and ``coreml`` are had or the call fails.
     precision : str
-        ``auto`` and ``fp32`` are 32-bit floats; ``fp16`` needs CUDA.
+        ``fp32`` is had everywhere, ``fp16`` on GPUs, ``bf16`` with OpenVINO. ``auto`` is fp32
+        on all but OpenVINO.
 
     Raises
     ------
@@ -143,87 +154,116 @@ def open_session(backbone: Backbone, device: str = "auto", precision: str = "aut
     DeviceError
         When device or precision cannot be had, or the vectors disagree with the CPU's.
     """
-    wanted = providers.parse_device(device)
-    if precision not in _PRECISIONS:
-        raise DeviceError(f"there is no precision '{printable(precision)}': use auto, fp32 or fp16")
+    wanted = parse_device(device)
+    arithmetic = parse_precision(precision, wanted)
+    file = _read_again(backbone)
+    if wanted.kind == "auto":
+        return _open_best(file, arithmetic)
+    if wanted.kind == "openvino" and arithmetic is None:
+        return _open_openvino(file)
+    return _open(file, wanted, arithmetic or PRECISIONS[wanted.kind][0], _ASKED)
+
+
+def why_not(device: Device, precision: Precision) -> Amiss | None:
+    """Return what keeps a device from being used, as far as can be told without a session."""
+    if device.kind == "cpu":
+        return None
+    return _DEVICES[device.kind].obstacle(device.index, precision)
+
+
+def _read_again(backbone: Backbone) -> BackboneFile:
     file = read_backbone(backbone.path)
     if file.card.fingerprint != backbone.fingerprint:
         raise BackboneError(
             f"the backbone file {printable(str(file.path))} was replaced while it was in use "
             f"({backbone.fingerprint} before, {file.card.fingerprint} now): start again"
         )
-    if wanted.kind == "cpu":
-        return _open_cpu(file, precision, "it was asked for")
-    if wanted.kind == "cuda":
-        return _open_cuda(file, wanted.index, precision, "it was asked for")
-    return _open_best(file, precision)
+    return file
 
 
-def _open_best(file: BackboneFile, precision: str) -> Session:
-    """Return CUDA where it works, the CPU otherwise, and say why."""
+def _open_best(file: BackboneFile, precision: Precision | None) -> Session:
+    """Return the first device that works, and say why it is none of those before it."""
     if precision == "fp16":
         # Only a GPU can answer that; where there is none, its absence is the message.
-        return _open_cuda(file, 0, precision, "the fastest device that works")
-    amiss = cuda.why_no_cuda(cuda.cuda_facts())
+        return _open(file, _GPU, "fp16", _FASTEST)
+    if precision == "bf16":
+        return _open(file, _OPENVINO, "bf16", "the only device with bf16")
+    better: list[tuple[str, Device, Precision]] = [("CUDA", _GPU, "fp32")]
+    if precision is None:
+        better.append(("OpenVINO in bf16", _OPENVINO, "bf16"))
+    passed_over: list[str] = []
+    for label, device, arithmetic in better:
+        because = "; ".join([_FASTEST, *passed_over])
+        found = _try(file, device, arithmetic, because)
+        if isinstance(found, Session):
+            return found
+        passed_over.append(f"no {label}: {found}")
+    return _open(file, _CPU, "fp32", "; ".join(passed_over))
+
+
+def _open_openvino(file: BackboneFile) -> Session:
+    """Return OpenVINO in bf16 where that is accelerated and agrees with the CPU, else in fp32."""
+    found = _try(file, _OPENVINO, "bf16", _ASKED)
+    if isinstance(found, Session):
+        return found
+    return _open(file, _OPENVINO, "fp32", f"{_ASKED}; no bf16: {found}")
+
+
+def _try(file: BackboneFile, device: Device, precision: Precision, because: str) -> Session | str:
+    """Return a session, or why there is none; for `auto`, which takes what is sure to gain."""
+    if precision == "bf16" and openvino.accelerates_bf16() is None:
+        return "this system does not tell whether its processor accelerates bf16"
+    amiss = why_not(device, precision)
     if amiss is not None:
-        return _open_cpu(file, precision, f"no CUDA: {amiss.reason}")
+        return amiss.reason
     try:
-        return _open_cuda(file, 0, precision, "the fastest device that works")
-    except DeviceError as exc:
-        return _open_cpu(file, precision, f"no CUDA: {exc}")
-
-
-def _open_cpu(file: BackboneFile, precision: str, because: str) -> Session:
-    if precision == "fp16":
-        raise DeviceError(
-            "fp16 is not faster on a CPU and is not offered there: "
-            "use --precision fp32, or --device cuda on a machine with a GPU"
+        return _open(file, device, precision, because, again=False)
+    except OtherVectorsError as exc:
+        return (
+            f"its vectors are not the CPU's (cosine {exc.cosine:.4f}, at least {DEVICE_COSINE} is "
+            "needed)"
         )
-    runner = _start(file.data, file, [providers.CPU])
-    return Session(
-        file, runner, "cpu", "fp32", _versions("cpu"), f"running on cpu, fp32 ({because})"
-    )
+    except DeviceError as exc:
+        return str(exc).removeprefix(f"{LABELS[device.kind]} cannot be used: ")
 
 
-def _open_cuda(file: BackboneFile, index: int, precision: str, because: str) -> Session:
-    """Return a checked CUDA session, or raise with the reason and the remedy."""
-    amiss = cuda.why_no_cuda(cuda.cuda_facts(), index)
+def _open(
+    file: BackboneFile, device: Device, precision: Precision, because: str, *, again: bool = True
+) -> Session:
+    """Return a session on this device, checked against the CPU's, or raise."""
+    if device.kind == "cpu":
+        return _open_cpu(file, because)
+    amiss = why_not(device, precision)
     if amiss is not None:
-        raise DeviceError(f"CUDA cannot be used: {amiss}")
-    arithmetic: Precision = "fp16" if precision == "fp16" else "fp32"
-    data = _half(file.data) if arithmetic == "fp16" else file.data
-    # TF32 would round fp32 products to 10 bits without being asked.
-    options = {"device_id": str(index), "use_tf32": "0"}
+        raise DeviceError(f"{LABELS[device.kind]} cannot be used: {amiss}")
     # A file that nothing can run fails here; what fails after this is the device's fault.
-    reference = _open_cpu(file, "fp32", "to compare with")
-    try:
-        runner = _start(data, file, [(cuda.CUDA, options)])
-    except BackboneError as exc:
-        raise DeviceError(
-            f"CUDA cannot be used: cuda:{index} does not start the backbone "
-            f"({_first_line(exc.__cause__ or exc)}): free memory of the GPU, or use --device cpu"
-        ) from exc
-    if runner.get_providers()[0] != cuda.CUDA:
-        raise DeviceError(_UNEXPLAINED)
-    name = cuda.gpu_name(index)
-    session = Session(
-        file,
-        runner,
-        "cuda",
-        arithmetic,
-        {**_versions("cuda"), "gpu": name},
-        f"running on cuda:{index} ({name}), {arithmetic} ({because})",
-    )
-    verify_session(session, reference)
+    reference = _open_cpu(file, "to compare with")
+    started = _DEVICES[device.kind].start(file, device.index, precision)
+    why = f"running on {started.where}, {precision} ({because})"
+    session = Session(file, started.runner, device.kind, precision, started.versions, why)
+    verify_session(session, reference, again=again)
     return session
 
 
-def verify_session(session: Session, reference: Session) -> float:
+def _open_cpu(file: BackboneFile, because: str) -> Session:
+    runner = onnx_session.start(file.data, file, [onnx_session.CPU])
+    why = f"running on cpu, fp32 ({because})"
+    return Session(file, runner, "cpu", "fp32", onnx_session.versions("cpu"), why)
+
+
+def verify_session(session: Session, reference: Session, *, again: bool = True) -> float:
     """Compare a session with the CPU's, once a machine; return the smallest cosine.
+
+    Parameters
+    ----------
+    session, reference : Session
+        The one to check, and the CPU's.
+    again : bool
+        Check again what has failed before; False: the figure of that time is the answer.
 
     Raises
     ------
-    DeviceError
+    OtherVectorsError
         When the vectors disagree (cosine below 0.999); the message has the figure.
     """
     identity = {
@@ -233,50 +273,21 @@ def verify_session(session: Session, reference: Session) -> float:
     }
     what = f"{session.provider} with {session.precision} on this machine"
     size = session.backbone.card.input_size
-    return check_device(reference.run, session.run, size, identity, what)
+    return check_device(
+        reference.run, session.run, size, identity, what, _remedy(session), again=again
+    )
 
 
-def _half(data: bytes) -> bytes:
-    # The converter brings the `onnx` package along, which nothing else here needs.
-    from featpipe.backbones.half import to_half  # noqa: PLC0415
-
-    return to_half(data)
-
-
-def _versions(provider: str) -> dict[str, str]:
-    return {
-        "onnxruntime": str(onnxruntime.__version__),
-        "provider": provider,
-        "optimization": "all",
-    }
-
-
-def _start(data: bytes, file: BackboneFile, wanted: list[Any]) -> Any:
-    """Make an ONNX Runtime session that never changes its providers in mid-run."""
-    options = onnxruntime.SessionOptions()
-    # As many Python threads as cores call one session; a pool of its own would fight them.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # The level decides bits of the vectors: it is fixed, and stands in `versions`.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4
-    try:
-        with providers.quiet_runtime():
-            session = onnxruntime.InferenceSession(data, options, providers=wanted)
-    except Exception as exc:
-        # Its exceptions have no public base class, and a hostile graph can raise any of them.
-        raise BackboneError(
-            f"the backbone file {printable(str(file.path))} cannot be run by ONNX Runtime "
-            f"{onnxruntime.__version__}: {_first_line(exc)}"
-        ) from exc
-    session.disable_fallback()
-    return session
+def _remedy(session: Session) -> str:
+    """Say what to do where the vectors of a session are not the CPU's."""
+    if session.precision != "fp32":
+        return "take --precision fp32, or --device cpu"
+    newer = "package openvino" if session.provider == "openvino" else "driver and onnxruntime"
+    return f"take --device cpu, or update the {newer}"
 
 
 def _failed_run(session: Session, n: int, error: Exception) -> str:
-    text = _first_line(error)
+    text = onnx_session.first_line(error)
     if "memory" in text.lower() or "alloc" in text.lower():
         return (
             f"{session.provider} has not enough memory for {n} images at once: "
@@ -286,8 +297,3 @@ def _failed_run(session: Session, n: int, error: Exception) -> str:
         f"{session.provider} failed while it embedded {n} images: {text}; "
         "run featpipe doctor, or the same command with --device cpu"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return printable(lines[0][:300]) if lines else type(error).__name__

@@ -82,15 +82,17 @@ def device_options(command: _F) -> _F:
                 "--device",
                 default="auto",
                 show_default=True,
-                metavar="auto|cpu|cuda|cuda:N",
-                help="Where the backbone runs. What is asked for is had, or the command fails.",
+                metavar="DEVICE",
+                help="Where the backbone runs: auto, cpu, cuda, tensorrt (cuda:N, tensorrt:N for "
+                "one of several GPUs), openvino or coreml. What is asked for is had, or the "
+                "command fails.",
             ),
             click.option(
                 "--precision",
-                type=click.Choice(["auto", "fp32", "fp16"]),
+                type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
                 default="auto",
                 show_default=True,
-                help="Arithmetic of the backbone.",
+                help="Arithmetic of the backbone; a lower one must give the same vectors.",
             ),
             click.option(
                 "--batch-size", type=click.IntRange(1, 4096), help="Images a call of the backbone."

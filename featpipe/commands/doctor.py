@@ -11,6 +11,7 @@ from featpipe._files import printable
 from featpipe.commands._common import debug_option, print_json
 
 if TYPE_CHECKING:
+    from featpipe.backbones._driver import Driver, Library
     from featpipe.backbones.cuda import CudaFacts
     from featpipe.doctor import Processor, Report, Speed
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def doctor(*, quick: bool, as_json: bool) -> int:
     """Say what this machine has, and what is amiss.
 
-    Versions, devices that work and why the others do not, CUDA and cuDNN, the processor and
+    Versions, devices that work in which precision and why not, CUDA and cuDNN, the processor and
     the container's limits, where things are stored, and how fast images become vectors here.
     Exit code 0 means that embedding works.
 
@@ -73,11 +74,23 @@ def _lines(report: Report) -> Iterator[str]:
 def _cuda_lines(facts: CudaFacts) -> Iterator[str]:
     built = "without CUDA" if facts.built_for is None else f"for CUDA {facts.built_for}"
     yield _row("onnxruntime", f"{', '.join(facts.wheels) or 'from elsewhere'}, built {built}")
-    yield _row("driver", f"found, {_count(facts.devices)}" if facts.driver else "not found")
-    if facts.missing is not None:
-        lacking = f"not found: {', '.join(facts.missing)}" if facts.missing else "found"
-        yield _row("libraries", lacking)
-        yield _row("cuDNN", "found" if facts.cudnn else "not found")
+    yield _row("driver", "not found" if facts.driver is None else _driver_words(facts.driver))
+    if facts.libraries is not None:
+        lacking = [_library_words(library) for library in facts.libraries if not library.found]
+        yield _row("libraries", f"not found: {', '.join(lacking)}" if lacking else "found")
+
+
+def _driver_words(driver: Driver) -> str:
+    if driver.error:
+        return f"found, does not start (error {driver.error})"
+    major, minor = driver.cuda
+    return f"found, for CUDA {major}.{minor}, {_count(len(driver.gpus))}"
+
+
+def _library_words(library: Library) -> str:
+    if library.instead is None:
+        return f"{library.name} {library.major}"
+    return f"{library.name} {library.major} (but {library.instead})"
 
 
 def _processor_lines(processor: Processor) -> Iterator[str]:
@@ -97,7 +110,7 @@ def _processor_lines(processor: Processor) -> Iterator[str]:
 
 def _speed_lines(speed: Speed) -> Iterator[str]:
     yield _row("decode", f"{speed.decode_per_core:,.0f} images/s a core (JPEG, 768 × 512)")
-    unit = "images/s a core" if speed.provider == "cpu" else "images/s"
+    unit = "images/s a core" if speed.provider in {"cpu", "openvino"} else "images/s"
     yield _row("backbone", f"{speed.model:,.0f} {unit} ({speed.provider})")
     yield _row("expected", f"{speed.expected:,.0f} images/s with {speed.threads} threads")
     yield _row("measured", f"{speed.measured:,.0f} images/s with {speed.threads} threads")
@@ -112,7 +125,7 @@ def _row(name: str, value: str) -> str:
     return f"  {name:<14} {value}"
 
 
-def _count(gpus: int | None) -> str:
+def _count(gpus: int) -> str:
     return "1 GPU" if gpus == 1 else f"{gpus or 'no'} GPUs"
 
 

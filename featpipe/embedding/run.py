@@ -157,12 +157,12 @@ def embed(
     progress : callable, optional
         Called with a `Progress` now and then.
     **options
-        ``device`` ("auto", "cpu", "cuda", "cuda:N"), ``precision`` ("auto", "fp32", "fp16"),
-        ``batch_size``, ``workers``, ``dtype`` ("float32", "float16"), ``strict`` (stop at the
-        first failure), ``max_failures``, ``rehash`` (open every file again), ``prune``
-        (False keeps the rows of images that the source does not list), ``lock_timeout``
-        (seconds to wait for another writer), ``models_dir`` (a folder of backbones, before
-        all others).
+        ``device`` ("auto", "cpu", "cuda", "cuda:N", "tensorrt", "tensorrt:N", "openvino",
+        "coreml"), ``precision`` ("auto", "fp32", "bf16", "fp16"), ``batch_size``, ``workers``,
+        ``dtype`` ("float32", "float16"), ``strict`` (stop at the first failure),
+        ``max_failures``, ``rehash`` (open every file again), ``prune`` (False keeps the rows
+        of images that the source does not list), ``lock_timeout`` (seconds to wait for another
+        writer), ``models_dir`` (a folder of backbones, before all others).
 
     Returns
     -------

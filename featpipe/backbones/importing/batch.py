@@ -18,11 +18,12 @@ from onnx import helper, numpy_helper
 
 from featpipe._files import printable
 from featpipe.backbones.contract import EMBEDDING, INPUT
-from featpipe.backbones.gate import photographs
+from featpipe.backbones.gate import EXPORT_COSINE, compare, photographs
 from featpipe.backbones.importing.graph import View, attribute
 from featpipe.backbones.importing.options import Arrays
 from featpipe.backbones.importing.original import open_quietly, run_quietly
 from featpipe.errors import BackboneError
+from featpipe.types import Pixels
 
 _SHAPED = frozenset({"Reshape", "Expand", "Squeeze"})
 _AXES_ARE_AN_INPUT = 13
@@ -100,17 +101,24 @@ def _add(graph: onnx.GraphProto, node: onnx.NodeProto, value: NDArray[np.int64])
 
 
 def check_batch(path: Path, model: onnx.ModelProto, size: int) -> None:
-    """Run a backbone on three photographs, and name the node that still holds a batch size.
+    """Run a backbone on three photographs, together and one by one.
 
     Raises
     ------
     BackboneError
-        When it cannot be run on them, or gives another number of vectors.
+        When it cannot be run on three, or gives another number of vectors: the message names
+        the node that still holds a batch size. When an image's vector depends on the images
+        beside it.
     """
     images = photographs(3, size)
     session = open_quietly(path, model.SerializeToString())
+
+    def embed(some: Pixels) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = run_quietly(path, session, [EMBEDDING], {INPUT: some})[0]
+        return vectors
+
     try:
-        vectors = run_quietly(path, session, [EMBEDDING], {INPUT: images})[0]
+        vectors = embed(images)
     except BackboneError as exc:
         where = re.search(r"running (\w+) node\. Name:'([^']*)'", str(exc))
         if where is None:
@@ -118,6 +126,24 @@ def check_batch(path: Path, model: onnx.ModelProto, size: int) -> None:
         raise _burnt(path, where[1], where[2]) from exc
     if len(vectors) != len(images):
         raise _burnt(path, *_first_burnt(path, model, images))
+    alone = np.concatenate([embed(images[i : i + 1]) for i in range(len(images))])
+    reached = compare(alone, vectors)
+    if reached < EXPORT_COSINE:
+        raise _mixing(path, model, reached)
+
+
+def _mixing(path: Path, model: onnx.ModelProto, reached: float) -> BackboneError:
+    dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
+    why = (
+        "it quantises with a scale of its own for each batch (DynamicQuantizeLinear): "
+        "use the float file, or one that is quantised statically"
+        if dynamic
+        else "export it in evaluation mode"
+    )
+    return BackboneError(
+        f"{printable(str(path))} gives an image another vector when other images stand beside it "
+        f"(cosine {reached:.6f}); {why}"
+    )
 
 
 def _first_burnt(path: Path, model: onnx.ModelProto, images: NDArray[np.uint8]) -> tuple[str, str]:

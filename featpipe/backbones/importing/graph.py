@@ -148,3 +148,34 @@ def rename(graph: onnx.GraphProto, new: dict[str, str]) -> None:
             names[:] = [new.get(name, name) for name in names]
         for inner in inner_graphs(node):
             rename(inner, new)
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put each node behind those that it reads from, as ONNX wants it; keep the order otherwise.
+
+    ONNX Runtime sorts by itself, so files in which nodes stand anywhere are in use. What goes
+    round in a circle stays where it is: ONNX Runtime refuses it.
+    """
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            sort_nodes(inner)
+    nodes = list(graph.node)
+    writer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    sources = [sorted({writer[n] for n in reads(node) if n in writer} - {i})
+               for i, node in enumerate(nodes)]
+    order: dict[int, None] = {}
+    for start in range(len(nodes)):
+        stack = [start]
+        visiting: set[int] = set()
+        while stack:
+            i = stack[-1]
+            waiting = [j for j in sources[i] if j not in order and j not in visiting]
+            if i in order or not waiting:
+                order[stack.pop()] = None
+            else:
+                visiting.add(i)
+                stack += reversed(waiting)
+    if list(order) != list(range(len(nodes))):
+        copies = [onnx.NodeProto.FromString(nodes[i].SerializeToString()) for i in order]
+        del graph.node[:]
+        graph.node.extend(copies)

@@ -41,6 +41,8 @@ class Original:
         What it reads.
     names : sequence of str
         The tensors that `run` returns.
+    constants : set of str
+        Those among them that have no axis of the images.
 
     Raises
     ------
@@ -49,9 +51,15 @@ class Original:
     """
 
     def __init__(
-        self, path: Path, model: onnx.ModelProto, reads: Reads, names: Sequence[str]
+        self,
+        path: Path,
+        model: onnx.ModelProto,
+        reads: Reads,
+        names: Sequence[str],
+        constants: frozenset[str] = frozenset(),
     ) -> None:
-        self._path, self.reads, self._names = path, reads, list(names)
+        self._path, self.reads, self._names = path, reads, list(dict.fromkeys(names))
+        self._constants = constants
         self._session = open_quietly(path, _with_outputs(path, model, self._names))
 
     def run(self, images: Pixels) -> Arrays:
@@ -64,14 +72,17 @@ class Original:
         """
         step = self.reads.batch or len(images)
         pieces = [self._piece(images[i : i + step], step) for i in range(0, len(images), step)]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        return {
+            name: first if name in self._constants else np.concatenate([p[name] for p in pieces])
+            for name, first in pieces[0].items()
+        }
 
     def _piece(self, images: Pixels, step: int) -> Arrays:
         missing = np.repeat(images[-1:], step - len(images), axis=0)
         feed = {self.reads.name: prepared(np.concatenate([images, missing]), self.reads)}
         found = run_quietly(self._path, self._session, self._names, feed)
         return {
-            name: _by_image(array, step)[: len(images)]
+            name: array if name in self._constants else _by_image(array, step)[: len(images)]
             for name, array in zip(self._names, found, strict=True)
             if isinstance(array, np.ndarray)
         }
@@ -84,7 +95,11 @@ def _by_image(array: NDArray[Any], n: int) -> NDArray[Any]:
 
 
 def with_working_batch(
-    path: Path, model: onnx.ModelProto, reads: Reads, names: Sequence[str]
+    path: Path,
+    model: onnx.ModelProto,
+    reads: Reads,
+    names: Sequence[str],
+    constants: frozenset[str],
 ) -> tuple[Reads, Arrays]:
     """Run the file on two photographs; find out whether it takes two at once.
 
@@ -103,7 +118,7 @@ def with_working_batch(
     images = photographs(2, reads.size)
     ways = [reads] if reads.batch is not None else [reads, replace(reads, batch=1)]
     for way in ways:
-        original = Original(path, model, way, names)
+        original = Original(path, model, way, names, constants)
         try:
             found = original.run(images)
         except BackboneError:

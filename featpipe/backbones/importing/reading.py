@@ -18,6 +18,7 @@ from featpipe._files import printable
 from featpipe.backbones import _wire
 from featpipe.backbones.card import CARD_KEY
 from featpipe.backbones.contract import MAX_FILE_BYTES, check_safe
+from featpipe.backbones.importing.graph import sort_nodes
 from featpipe.errors import BackboneError
 
 OLDEST_OPSET = 7
@@ -31,7 +32,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     Returns
     -------
     onnx.ModelProto
-        Without external data and without local functions.
+        Without external data and without local functions, its nodes in order.
 
     Raises
     ------
@@ -59,7 +60,9 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     check_safe(path, graph)
     if has_external_data:
         _load_external_data(path, model, len(data))
-    return _without_functions(path, model)
+    model = _without_functions(path, model)
+    sort_nodes(model.graph)
+    return model
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -81,7 +81,9 @@ def import_backbone(
     if options.output is not None:
         check_asked(path, view, options.output)
     near = tensors_to_look_at(view, options.output)
-    reads, seen = with_working_batch(path, model, reads, [*near, *tensors_that_tell(view)])
+    names = [*near, *tensors_that_tell(view)]
+    constants = frozenset(names) - view.from_images
+    reads, seen = with_working_batch(path, model, reads, names, constants)
     found = find(path, view, seen, options.output)
     backbone = _cut(path, model, reads, found, seen)
     card = replace(

@@ -83,7 +83,7 @@ class Reads:
     size : int
         Height and width.
     dtype : numpy dtype
-        uint8, float16, float32 or float64.
+        uint8, float16 or float32.
     batch : int or None
         The number of images that it must be given; None: any.
     mean, std : tuple of three floats

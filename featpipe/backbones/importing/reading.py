@@ -62,12 +62,21 @@ def read_foreign(path: Path) -> onnx.ModelProto:
         _load_external_data(path, model, len(data))
     model = _without_functions(path, model)
     sort_nodes(model.graph)
+    _open_sizes(model.graph)
     return model
 
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of ONNX's own operators that the model uses."""
     return max((o.version for o in model.opset_import if o.domain in _ONNX_DOMAINS), default=0)
+
+
+def _open_sizes(graph: onnx.GraphProto) -> None:
+    """Leave open what some exporters leave open with 0 or -1; ONNX Runtime takes 0 for a size."""
+    for value in graph.input:
+        for size in value.type.tensor_type.shape.dim:
+            if size.HasField("dim_value") and size.dim_value <= 0:
+                size.ClearField("dim_value")
 
 
 def _read(path: Path) -> bytes:

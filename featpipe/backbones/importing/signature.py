@@ -26,10 +26,10 @@ from featpipe.errors import BackboneError
 Sizes: TypeAlias = tuple[int | None, ...]
 """A shape; None where the file leaves the size open."""
 
+# ONNX Runtime's CPU provider has no convolution in double precision.
 _TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: np.float32,
     onnx.TensorProto.FLOAT16: np.float16,
-    onnx.TensorProto.DOUBLE: np.float64,
     onnx.TensorProto.UINT8: np.uint8,
 }
 _AXES: dict[Layout, tuple[int, int, int]] = {"nchw": (1, 2, 3), "nhwc": (3, 1, 2)}
@@ -96,7 +96,7 @@ def _image_input(path: Path, graph: onnx.GraphProto) -> _Input:
     sizes = _sizes(value)
     found = _Input(path, value, (None,) * 4 if sizes is None else sizes)
     if value.type.tensor_type.elem_type not in _TYPES:
-        raise BackboneError(f"{found}: images are float32, float16, float64 or uint8")
+        raise BackboneError(f"{found}: images are float32, float16 or uint8")
     if len(found.sizes) != 4:
         raise BackboneError(f"{found}: a batch of images has four axes")
     return found
@@ -106,10 +106,8 @@ def _sizes(value: onnx.ValueInfoProto) -> Sizes | None:
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return None
-    # Some exporters write 0 or -1 for what they leave open.
     return tuple(
-        size.dim_value if size.HasField("dim_value") and size.dim_value > 0 else None
-        for size in kind.shape.dim
+        size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim
     )
 
 

@@ -25,7 +25,9 @@ class Net:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def add(self, operator: str, *inputs: str, out: str = "", domain: str = "", **attributes) -> str:
+    def add(
+        self, operator: str, *inputs: str, out: str = "", domain: str = "", **attributes
+    ) -> str:
         out = out or f"t{len(self.nodes)}"
         name = f"{operator}_{len(self.nodes)}"
         self.nodes.append(
@@ -57,9 +59,7 @@ class Net:
             self.rng.normal(0, 0.2, channels),
             self.rng.uniform(0.5, 1.5, channels),
         ]
-        return self.add(
-            "BatchNormalization", x, *(self.constant(v) for v in values), epsilon=1e-3
-        )
+        return self.add("BatchNormalization", x, *(self.constant(v) for v in values), epsilon=1e-3)
 
     def axes(self, operator: str, x: str, axes: list[int] | None, since: int, **kw) -> str:
         """A node whose axes are an attribute before opset ``since``, and an input from it on."""

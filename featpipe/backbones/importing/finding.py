@@ -40,21 +40,36 @@ _FIRST_THREE = ((0, 1, 2),)
 _KEEPS_SCALE = UNPOOLING | {"MaxPool"}
 
 
-def tensors_to_look_at(view: View, asked: str | None) -> list[str]:
+def tensors_to_look_at(path: Path, view: View, asked: str | None) -> list[str]:
     """Return the tensors whose values `find` wants to see: those near the end.
 
     Parameters
     ----------
+    path : Path
+        Of the foreign file, for messages.
     view : View
-        The graph.
+        Its graph.
     asked : str or None
         The tensor that was asked for.
+
+    Raises
+    ------
+    BackboneError
+        When what was asked for is not there, or when no output depends on the images.
     """
-    start = [value.name for value in view.graph.output] if asked is None else [asked]
-    return view.before(start, _NEAR_THE_END)
+    if asked is not None:
+        _check_asked(path, view, asked)
+    outputs = [value.name for value in view.graph.output]
+    near = view.before(outputs, _NEAR_THE_END)
+    if not near and asked is None:
+        raise BackboneError(
+            f"no output of {_shown(path)} depends on its images: it cannot be a backbone"
+        )
+    before_asked = [] if asked is None else view.before([asked], _NEAR_THE_END)
+    return list(dict.fromkeys([*before_asked, *near]))
 
 
-def check_asked(path: Path, view: View, asked: str) -> None:
+def _check_asked(path: Path, view: View, asked: str) -> None:
     """Refuse a tensor that is not there, or that does not depend on the images.
 
     Raises

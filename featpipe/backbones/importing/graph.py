@@ -153,29 +153,38 @@ def rename(graph: onnx.GraphProto, new: dict[str, str]) -> None:
 def sort_nodes(graph: onnx.GraphProto) -> None:
     """Put each node behind those that it reads from, as ONNX wants it; keep the order otherwise.
 
-    ONNX Runtime sorts by itself, so files in which nodes stand anywhere are in use. What goes
-    round in a circle stays where it is: ONNX Runtime refuses it.
+    ONNX Runtime sorts by itself, so files in which nodes stand anywhere are in use.
+
+    Raises
+    ------
+    ValueError
+        When nodes read from each other in a circle.
     """
     for node in graph.node:
         for inner in inner_graphs(node):
             sort_nodes(inner)
-    nodes = list(graph.node)
+    order = _order(list(graph.node))
+    if order != list(range(len(order))):
+        nodes = [onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _order(nodes: list[onnx.NodeProto]) -> list[int]:
+    """Return the positions of nodes, those of what a node reads before its own."""
     writer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    sources = [sorted({writer[n] for n in reads(node) if n in writer} - {i})
-               for i, node in enumerate(nodes)]
+    sources = [{writer[name] for name in reads(node) if name in writer} for node in nodes]
     order: dict[int, None] = {}
     for start in range(len(nodes)):
-        stack = [start]
-        visiting: set[int] = set()
+        stack, open_ = [start], set()
         while stack:
-            i = stack[-1]
-            waiting = [j for j in sources[i] if j not in order and j not in visiting]
-            if i in order or not waiting:
-                order[stack.pop()] = None
+            current = stack[-1]
+            waiting = sources[current].difference(order)
+            if waiting & (open_ | {current}):
+                raise ValueError
+            if waiting and current not in order:
+                open_.add(current)
+                stack += sorted(waiting, reverse=True)
             else:
-                visiting.add(i)
-                stack += reversed(waiting)
-    if list(order) != list(range(len(nodes))):
-        copies = [onnx.NodeProto.FromString(nodes[i].SerializeToString()) for i in order]
-        del graph.node[:]
-        graph.node.extend(copies)
+                order[stack.pop()] = None
+    return list(order)

@@ -61,7 +61,12 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     if has_external_data:
         _load_external_data(path, model, len(data))
     model = _without_functions(path, model)
-    sort_nodes(model.graph)
+    try:
+        sort_nodes(model.graph)
+    except ValueError:
+        raise BackboneError(
+            f"{_shown(path)} is damaged: its nodes read from each other in a circle"
+        ) from None
     _open_sizes(model.graph)
     return model
 
@@ -156,7 +161,7 @@ def _external_file(path: Path, location: str) -> Path:
     """Return the file that a tensor names, when it is a real one in the model's own folder."""
     shown = f"{_shown(path)} keeps weights in '{printable(location)}'"
     parts = location.replace("\\", "/").split("/")
-    if not location or os.path.isabs(location) or ".." in parts or ":" in parts[0]:
+    if not parts[0] or os.path.isabs(location) or ".." in parts or ":" in parts[0]:
         raise BackboneError(
             f"{shown}, outside of its own folder: featpipe reads no such file; "
             "save the model as one file, or with its weights beside it"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from featpipe._files import printable
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.importing.batch import check_batch, free_batch, tensors_that_tell
-from featpipe.backbones.importing.finding import check_asked, find, tensors_to_look_at
+from featpipe.backbones.importing.finding import find, tensors_to_look_at
 from featpipe.backbones.importing.graph import View
 from featpipe.backbones.importing.options import (
     Arrays,
@@ -78,10 +78,7 @@ def import_backbone(
     reads = read_signature(path, model.graph, options)
     card = _card(path, name, reads, options)
     view = View.of(model.graph, reads.name)
-    if options.output is not None:
-        check_asked(path, view, options.output)
-    near = tensors_to_look_at(view, options.output)
-    names = [*near, *tensors_that_tell(view)]
+    names = [*tensors_to_look_at(path, view, options.output), *tensors_that_tell(view)]
     constants = frozenset(names) - view.from_images
     reads, seen = with_working_batch(path, model, reads, names, constants)
     found = find(path, view, seen, options.output)

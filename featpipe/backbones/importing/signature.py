@@ -106,9 +106,7 @@ def _sizes(value: onnx.ValueInfoProto) -> Sizes | None:
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return None
-    return tuple(
-        size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim
-    )
+    return tuple(size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim)
 
 
 def _layout(found: _Input, asked: Layout | None) -> Layout:

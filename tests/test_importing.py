@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import lzma
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from foreign import CLASSES, SIZE, Net, body, nchw, normalise, run_file, simple, tensorflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -19,8 +19,6 @@ from featpipe.backbones.gate import compare, photographs, realistic_images
 from featpipe.backbones.importing import ImportOptions, ImportReport, import_backbone
 from featpipe.errors import BackboneError
 from featpipe.types import ResizeRule
-
-from foreign import CLASSES, SIZE, Net, body, nchw, normalise, run_file, simple, tensorflow
 
 IMAGES = realistic_images(5, SIZE, seed=7)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import onnxruntime
 import pytest
 from conftest import as_nobody
 from foreign import SIZE, Net, body, nchw, normalise, run_file, simple
-from onnx import helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 from featpipe import load_backbone
@@ -230,7 +227,7 @@ def test_a_graph_that_goes_round_in_a_circle(tmp_path: Path) -> None:
     net.add("Add", "map", "two", out="one")
     net.add("Relu", "one", out="two")
     path = net.save(tmp_path / "net.onnx", "two")
-    assert refused(path).startswith(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: ")
+    assert refused(path) == f"{path} is damaged: its nodes read from each other in a circle"
 
 
 def test_a_graph_that_fails_on_photographs(tmp_path: Path) -> None:

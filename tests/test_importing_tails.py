@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime.quantization as quantization
 import pytest
 from foreign import CLASSES, SIZE, Net, body, nchw, normalise, run_file, simple
 from onnx import TensorProto, helper
+from onnxruntime import quantization
 
 from featpipe import load_backbone
 from featpipe.backbones.gate import compare, realistic_images

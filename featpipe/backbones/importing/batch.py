@@ -7,7 +7,6 @@ axis of the images away where it has length one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +157,14 @@ def _first_burnt(path: Path, model: onnx.ModelProto, images: NDArray[np.uint8]) 
     names = [node.output[0] for node in nodes]
     wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != EMBEDDING)
     session = open_quietly(path, wider.SerializeToString())
-    shapes: Callable[[int], list[int]] = (
-        lambda n: [  # noqa: E731
-            np.shape(array)[0] if np.ndim(array) else 0
-            for array in run_quietly(path, session, names, {INPUT: images[:n]})
-        ]
-    )
-    for node, one, all_ in zip(nodes, shapes(1), shapes(len(images)), strict=True):
-        if one == all_ == 1:
+
+    def lengths(n: int) -> list[int]:
+        # A shape, or a number, has no axis of the images: it counts as one that has them all.
+        found = run_quietly(path, session, names, {INPUT: images[:n]})
+        return [len(array) if np.ndim(array) > 1 else n for array in found]
+
+    for node, one, all_ in zip(nodes, lengths(1), lengths(len(images)), strict=True):
+        if one == all_:
             return node.op_type, node.name or node.output[0]
     return model.graph.node[-1].op_type, model.graph.node[-1].name
 

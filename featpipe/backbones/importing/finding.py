@@ -19,7 +19,6 @@ from featpipe.backbones.importing.options import Arrays, Found, Part
 from featpipe.backbones.importing.original import as_map, as_vectors
 from featpipe.backbones.importing.tail import (
     IMAGENET_CLASSES,
-    UNPOOLING,
     Classifier,
     chain_of,
     classifiers_of,
@@ -31,13 +30,11 @@ _NEAR_THE_END = 80
 _SAME_MEAN = 0.999
 """Cosine of a vector to the mean of a map, where quantisation may stand between the two."""
 
-# Where an operator has a quantised input: positions of the tensor, its scale, its zero point.
-_QUANTISED_INPUTS = {
-    "QLinearAdd": ((0, 1, 2), (3, 4, 5)),
-    "QLinearMul": ((0, 1, 2), (3, 4, 5)),
-}
-_FIRST_THREE = ((0, 1, 2),)
-_KEEPS_SCALE = UNPOOLING | {"MaxPool"}
+_TWO_QUANTISED_INPUTS = frozenset({"QLinearAdd", "QLinearMul"})
+_KEEPS_INTEGERS = frozenset(
+    {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool"}
+)
+_FAR_ENOUGH = 16
 
 
 def tensors_to_look_at(path: Path, view: View, asked: str | None) -> list[str]:
@@ -213,24 +210,28 @@ def _with_scale(path: Path, view: View, part: Part) -> Part:
 def _scale_of(view: View, name: str) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
     """Return scale and zero point of a quantised tensor, from whoever reads it."""
     queue = [name]
-    for current in queue:
+    for current in queue:  # grows while it is walked: readers of the same integers follow
         for node in view.consumers.get(current, ()):
-            if node.op_type in _KEEPS_SCALE and node.op_type not in {"QuantizeLinear"}:
-                queue += node.output[:1] if node.op_type != "DequantizeLinear" else ()
-            for tensor, scale, zero in _QUANTISED_INPUTS.get(node.op_type, _FIRST_THREE):
-                if not _reads_quantised(node, current, tensor, zero):
-                    continue
-                value = view.constant(node.input[scale])
+            for scale, zero in _names_of_scale(node, current):
+                value = view.constant(scale)
                 if value is not None:
-                    return value, view.constant(node.input[zero])
-        if len(queue) > 16:
-            break
+                    return value, view.constant(zero)
+            if node.op_type in _KEEPS_INTEGERS and len(queue) < _FAR_ENOUGH:
+                queue.append(node.output[0])
     return None, None
 
 
-def _reads_quantised(node: onnx.NodeProto, name: str, tensor: int, zero: int) -> bool:
-    known = node.op_type.startswith("QLinear") or node.op_type in {"DequantizeLinear", "QGemm"}
-    return known and len(node.input) > zero and node.input[tensor] == name
+def _names_of_scale(node: onnx.NodeProto, name: str) -> list[tuple[str, str]]:
+    """Return names of scale and zero point with which a node reads a quantised tensor."""
+    if not (node.op_type.startswith("QLinear") or node.op_type in {"DequantizeLinear", "QGemm"}):
+        return []
+    return [
+        (node.input[first + 1], node.input[first + 2])
+        for first in (0, 3)
+        if len(node.input) > first + 2
+        and node.input[first] == name
+        and (first == 0 or node.op_type in _TWO_QUANTISED_INPUTS)
+    ]
 
 
 def _constant(path: Path, view: View, name: str) -> NDArray[Any] | None:

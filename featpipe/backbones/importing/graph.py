@@ -176,7 +176,7 @@ def _order(nodes: list[onnx.NodeProto]) -> list[int]:
     sources = [{writer[name] for name in reads(node) if name in writer} for node in nodes]
     order: dict[int, None] = {}
     for start in range(len(nodes)):
-        stack, open_ = [start], set()
+        stack, open_ = [start], set[int]()
         while stack:
             current = stack[-1]
             waiting = sources[current].difference(order)

@@ -188,9 +188,10 @@ def _with_outputs(path: Path, model: onnx.ModelProto, names: Sequence[str]) -> b
         onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known
     )
     try:
-        return wider.SerializeToString()
+        data: bytes = wider.SerializeToString()
     except ValueError:  # protobuf's own limit
         raise too_large(path) from None
+    return data
 
 
 def open_quietly(path: Path, data: bytes) -> Any:

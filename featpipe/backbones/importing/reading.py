@@ -138,23 +138,29 @@ def _external_bytes(path: Path, tensor: onnx.TensorProto, most: int) -> bytes:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     file = _external_file(path, entries.get("location", ""))
     try:
-        available = file.stat().st_size
-        offset = int(entries.get("offset") or 0)
-        length = int(entries.get("length") or available - offset)
-        if offset < 0 or length < 0 or offset + length > available:
-            raise ValueError
-        if length > most:
-            raise too_large(path)
         with file.open("rb") as opened:
-            opened.seek(offset)
-            return opened.read(length)
-    except ValueError:
-        raise BackboneError(
-            f"{_shown(path)} looks for '{printable(tensor.name)}' beyond the end of "
-            f"{printable(file.name)}: one of the two is cut short, or belongs to another"
-        ) from None
+            available = os.fstat(opened.fileno()).st_size
+            offset, length = _piece(entries, available)
+            if length <= most and 0 <= offset <= offset + length <= available:
+                opened.seek(offset)
+                return opened.read(length)
     except OSError as exc:
         raise BackboneError(f"cannot read {_shown(file)}: {exc.strerror or exc}") from exc
+    if available >= length > most:
+        raise too_large(path)
+    raise BackboneError(
+        f"{_shown(path)} looks for '{printable(tensor.name)}' beyond the end of "
+        f"{printable(file.name)}: one of the two is cut short, or belongs to another"
+    )
+
+
+def _piece(entries: dict[str, str], available: int) -> tuple[int, int]:
+    """Return offset and length of a tensor in its file; (-1, 0) where they are no numbers."""
+    try:
+        offset = int(entries.get("offset") or 0)
+        return offset, int(entries.get("length") or available - offset)
+    except ValueError:
+        return -1, 0
 
 
 def _external_file(path: Path, location: str) -> Path:

@@ -19,72 +19,28 @@ from featpipe.backbones.importing.options import Arrays
 IMAGENET_CLASSES = frozenset({1000, 1001, 21841, 21843})
 """Numbers of classes that no vector has by chance."""
 
-_SCORES = frozenset(
-    [
-        "Softmax",
-        "LogSoftmax",
-        "Sigmoid",
-        "HardSigmoid",
-        "QLinearSoftmax",
-        "QLinearSigmoid",
-        "ArgMax",
-        "TopK",
-        "Exp",
-        "ReduceMax",
-        "ReduceSum",
-        "Greater",
-        "ZipMap",
-    ]
+
+def _set(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_SCORES = _set(
+    "Softmax LogSoftmax Sigmoid HardSigmoid QLinearSoftmax QLinearSigmoid ArgMax TopK Exp "
+    "ReduceMax ReduceSum Greater ZipMap"
 )
 """What is done to scores of classes, and to hardly anything else at the end of a graph."""
-_SAME_VALUES = frozenset(
-    [
-        "Identity",
-        "Cast",
-        "CastLike",
-        "Dropout",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "QuantizeLinear",
-        "DequantizeLinear",
-    ]
+_SAME_VALUES = _set(
+    "Identity Cast CastLike Dropout Reshape Flatten Squeeze Unsqueeze Transpose QuantizeLinear "
+    "DequantizeLinear"
 )
-_WITH_A_CONSTANT = frozenset(
-    ["Add", "Sub", "Mul", "Div", "QLinearAdd", "QLinearMul", "Gather", "ArrayFeatureExtractor"]
+_WITH_A_CONSTANT = _set("Add Sub Mul Div QLinearAdd QLinearMul Gather ArrayFeatureExtractor")
+_POOLS = _set(
+    "GlobalAveragePool ReduceMean AveragePool QLinearGlobalAveragePool QLinearAveragePool "
+    "QLinearReduceMean"
 )
-_POOLS = frozenset(
-    [
-        "GlobalAveragePool",
-        "ReduceMean",
-        "AveragePool",
-        "QLinearGlobalAveragePool",
-        "QLinearAveragePool",
-        "QLinearReduceMean",
-    ]
-)
-_ACTIVATIONS = frozenset(
-    [
-        "Relu",
-        "Clip",
-        "LeakyRelu",
-        "PRelu",
-        "Elu",
-        "Selu",
-        "HardSwish",
-        "HardSigmoid",
-        "Sigmoid",
-        "Mul",
-        "QLinearMul",
-        "QLinearSigmoid",
-        "QLinearLeakyRelu",
-        "Swish",
-        "QuickGelu",
-        "Gelu",
-        "BatchNormalization",
-    ]
+_ACTIVATIONS = _set(
+    "Relu Clip LeakyRelu PRelu Elu Selu HardSwish HardSigmoid Sigmoid Mul QLinearMul "
+    "QLinearSigmoid QLinearLeakyRelu Swish QuickGelu Gelu BatchNormalization"
 )
 UNPOOLING = _SAME_VALUES | _POOLS
 """What may stand between a map and the vector that is its mean."""
@@ -210,8 +166,8 @@ def _convolution(view: View, node: onnx.NodeProto, step: _Step, found: Arrays) -
             return None
     elif node.output[0] in found and found[node.output[0]].shape[2:] != (1, 1):
         return None
-    names = (node.input[1], node.input[2]) if quantised else ("", "")
-    return Classifier(node, node.input[0], *names, certain=certain)
+    scale, zero_point = node.input[1:3] if quantised else ("", "")
+    return Classifier(node, node.input[0], scale, zero_point, certain)
 
 
 def _back(view: View, node: onnx.NodeProto, step: _Step) -> list[_Step] | None:

@@ -47,7 +47,7 @@ def test_all_options(run_cli, tmp_path: Path) -> None:
     path = simple(tmp_path / "net.onnx", ("n", 3, "h", "w"))
     result = run_cli(
         "import", path, "--name", "mine", "--output", "t5", "--size", SIZE, "--resize", 40,
-        "--mean", "127/255, 0.5,0", "--std", "128/255", "--layout", "nchw",
+        "--mean", "123.68/255, 0.5,0", "--std", "128/255", "--layout", "nchw",
         "--interpolation", "bicubic", "--bgr", "--weights", "trained here", "--license", "MIT",
         "--models-dir", tmp_path / "here", "--json",
     )  # fmt: skip
@@ -60,7 +60,7 @@ def test_all_options(run_cli, tmp_path: Path) -> None:
     assert written["feature_map"] == "'t5', 8 × 16 × 16"
     assert card == load_backbone(target).card.to_json()
     assert (card["name"], card["weights"], card["license"]) == ("mine", "trained here", "MIT")
-    assert (card["mean"], card["std"]) == ([127 / 255, 0.5, 0.0], [128 / 255] * 3)
+    assert (card["mean"], card["std"]) == ([123.68 / 255, 0.5, 0.0], [128 / 255] * 3)
     assert card["resize"] == {
         "resize": 40, "crop": SIZE, "interpolation": "bicubic", "antialias": True,
     }  # fmt: skip
@@ -84,7 +84,7 @@ def test_what_was_assumed_is_said_for_each_of_the_two(run_cli, tmp_path: Path) -
     assert "assumed: ImageNet's std." in (load_backbone(tmp_path / "out/net.onnx").card.note or "")
 
 
-@pytest.mark.parametrize("value", ["1,2", "red", "1/0", "1,2,3,4", ""])
+@pytest.mark.parametrize("value", ["1,2", "red", "1/0", "1/2/3", "1,2,3,4", ""])
 def test_numbers_that_are_none(run_cli, tmp_path: Path, value: str) -> None:
     """Three numbers or one; anything else is an error of usage."""
     result = run_cli("import", tmp_path / "net.onnx", "--mean", value)

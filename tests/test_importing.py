@@ -199,6 +199,26 @@ def test_resnet18_from_torch_gives_what_torch_gives(
     assert compare(kept[0].numpy(), maps_of(report, images)) > 0.999999
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "what", "dimension", "shape"),
+    [
+        ("squeezenet", "r61", "Conv", 512, "512 × 13 × 13"),
+        ("shufflenet", "r200", "Gemm", 544, "544 × 7 × 7"),
+    ],
+)
+def test_graphs_of_the_model_zoo(
+    tmp_path: Path, name: str, tensor: str, what: str, dimension: int, shape: str
+) -> None:
+    """Caffe2's graphs of opset 9, with a batch of one burnt in, as they come with onnx."""
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    path = folder / f"light_{name}.onnx"
+    if not path.is_file():
+        pytest.skip("this version of onnx comes without the zoo's graphs")
+    report = import_backbone(path, ImportOptions(models_dir=tmp_path))
+    assert f"'{tensor}', {dimension} numbers, what the last {what} reads" in report.embedding
+    assert str(report.feature_map).endswith(f"', {shape}")
+
+
 # The input: layout, size, type, normalisation.
 
 

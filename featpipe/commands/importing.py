@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -25,8 +24,8 @@ class _Triple(click.ParamType[tuple[float, float, float]]):
     ) -> tuple[float, float, float]:
         parts = str(value).split(",")
         try:
-            numbers = [float(Fraction(part.strip())) for part in parts]
-        except (ValueError, ZeroDivisionError, OverflowError):
+            numbers = [_number(part) for part in parts]
+        except (ValueError, ZeroDivisionError):
             numbers = []
         if len(numbers) not in {1, 3}:
             self.fail(
@@ -37,6 +36,11 @@ class _Triple(click.ParamType[tuple[float, float, float]]):
             )
         red, green, blue = numbers if len(numbers) == 3 else numbers * 3
         return red, green, blue
+
+
+def _number(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
 
 
 @click.command(name="import", context_settings={"help_option_names": ["-h", "--help"]})

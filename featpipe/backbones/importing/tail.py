@@ -155,12 +155,11 @@ def _convolution(view: View, node: onnx.NodeProto, step: _Step, found: Arrays) -
     quantised = node.op_type == "QLinearConv"
     if node.op_type not in {"Conv", "FusedConv", "QLinearConv"}:
         return None
-    shape = view.weight_shape(node.input[3 if quantised else 1])
-    if shape is None or shape[2:] != (1, 1) or attribute(node, "group", 1) != 1:
+    classes, channels, kernel = _sizes(view, node, found, quantised)
+    if any(size != 1 for size in kernel) or attribute(node, "group", 1) != 1:
         return None
     certain = True
     if step.pooled:
-        classes, channels = shape[:2]
         certain = step.scored or classes in IMAGENET_CLASSES
         if not certain and classes >= channels:
             return None
@@ -168,6 +167,17 @@ def _convolution(view: View, node: onnx.NodeProto, step: _Step, found: Arrays) -
         return None
     scale, zero_point = node.input[1:3] if quantised else ("", "")
     return Classifier(node, node.input[0], scale, zero_point, certain)
+
+
+def _sizes(
+    view: View, node: onnx.NodeProto, found: Arrays, quantised: bool
+) -> tuple[int, int, tuple[int, ...]]:
+    """Return how many channels a convolution writes and reads, and its kernel's sides."""
+    shape = view.weight_shape(node.input[3 if quantised else 1]) or ()
+    written, read = found.get(node.output[0]), found.get(node.input[0])
+    classes = shape[0] if shape else 0 if written is None else written.shape[1]
+    channels = shape[1] if shape else 0 if read is None else read.shape[1]
+    return classes, channels, shape[2:] or tuple(attribute(node, "kernel_shape", (0,)))
 
 
 def _back(view: View, node: onnx.NodeProto, step: _Step) -> list[_Step] | None:

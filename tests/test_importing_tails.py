@@ -510,3 +510,53 @@ def test_a_graph_that_mixes_images_is_refused(save) -> None:
         f"{path} gives an image another vector when other images stand beside it (cosine "
     )
     assert message.endswith("); export it in evaluation mode")
+
+
+def test_weights_in_constant_nodes(save) -> None:
+    """Some exporters write every weight and shape as a node of its own."""
+
+    def build(net: Net) -> str:
+        x = net.reshape(net.add("GlobalAveragePool", "map"), [1, 12, 1, 1])
+        x = net.add("Relu", net.conv(x, 12, 12, 1), out="hidden")
+        return net.add("Softmax", net.add("Flatten", net.conv(x, 12, 4, 1)))
+
+    path = save(build, shape=(1, 3, SIZE, SIZE))
+    expected = np.concatenate([run_file(path, FEED[i : i + 1], "hidden")[0] for i in range(5)])
+    model = onnx.load(path)
+    weights = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == 1)
+    last = 12 * 4 + 4
+    nodes = [
+        helper.make_node("Constant", [], [tensor.name], value=tensor)
+        for tensor in model.graph.initializer
+    ]
+    nodes += [onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    report = imported(path)
+    check(report, expected[:, :, 0, 0])
+    assert report.card.parameters == weights - last
+
+
+def test_a_map_whose_axes_cannot_be_told(save) -> None:
+    """As many channels as rows and columns: neither layout is more likely."""
+    path = save(pooled, channels=8)
+    assert refused(path, output="map") == (
+        f"the shape of 'map' in {path}, (N, 8, 8, 8), does not tell which axis holds the channels: "
+        "name another tensor with --output"
+    )
+    check(imported(path), *run_file(path, FEED, "pooled", "map"))
+
+
+def test_integers_without_a_scale(save) -> None:
+    """Whole numbers that nobody reads with a scale are no vector."""
+
+    def build(net: Net) -> str:
+        net.add("Cast", pooled(net), to=TensorProto.UINT8, out="whole")
+        return "pooled"
+
+    path = save(build)
+    assert refused(path, output="whole") == (
+        f"'whole' in {path} holds integers, and how they become numbers cannot be told: name "
+        "another tensor with --output"
+    )

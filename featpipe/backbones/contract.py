@@ -83,7 +83,7 @@ def check_backbone(path: Path, data: bytes) -> BackboneFile:
         found = fingerprint(data, card)
     except _wire.WireError:
         raise _broken(path, "is damaged: it is not an ONNX file, or it is cut short") from None
-    _check_safe(path, graph)
+    check_safe(path, graph)
     _check_input(path, graph, card)
     _check_outputs(path, graph, card)
     if found != card.fingerprint:
@@ -176,7 +176,14 @@ def _json_object(raw: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _check_safe(path: Path, graph: _wire.Graph) -> None:
+def check_safe(path: Path, graph: _wire.Graph) -> None:
+    """Refuse what reaches outside the file: external data, custom operators.
+
+    Raises
+    ------
+    BackboneError
+        Naming the file and what it reaches for.
+    """
     if graph.has_external_data:
         raise _broken(
             path,

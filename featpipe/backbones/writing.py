@@ -72,12 +72,26 @@ def write_backbone(
     WriteError
         When the file cannot be written.
     """
+    return write_gated(model, card, path, source, verb=verb, cosine=cosine, batches=batches)[0]
+
+
+def write_gated(
+    model: onnx.ModelProto,
+    card: BackboneCard,
+    path: Path,
+    source: Outputs,
+    *,
+    verb: str = "export",
+    cosine: float = EXPORT_COSINE,
+    batches: Sequence[int] = GATE_BATCHES,
+) -> tuple[BackboneCard, float]:
+    """Do what `write_backbone` does; return the smallest cosine, too."""
     data, card = finish(model, card)
     check_backbone(path, data)
-    gate(data, card, source, verb=verb, cosine=cosine, batches=batches)
+    reached = gate(data, card, source, verb=verb, cosine=cosine, batches=batches)
     with atomic_file(path) as file:
         file.write(data)
-    return card
+    return card, reached
 
 
 def finish(model: onnx.ModelProto, card: BackboneCard) -> tuple[bytes, BackboneCard]:

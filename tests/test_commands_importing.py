@@ -38,7 +38,7 @@ def test_what_is_told(run_cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         same,
     )
     path = tmp_path / "models" / "net.onnx"
-    assert last == f"net → {path}; use it: featpipe embed data/ --model net"
+    assert last == f"net → {path} (featpipe embed data/ --model net)"
     assert load_backbone("net").path == path
 
 
@@ -69,7 +69,7 @@ def test_all_options(run_cli, tmp_path: Path) -> None:
         "embedding: the mean over space of 't5', 8 numbers, as asked for. the file reads B, G, R",
     )
     assert result.err.splitlines()[-1] == (
-        f"mine → {target}; use it: featpipe embed data/ --model {target}"
+        f"mine → {target} (featpipe embed data/ --model mine --models-dir {target.parent})"
     )
 
 

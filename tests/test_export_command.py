@@ -49,7 +49,8 @@ def test_a_checkpoint_becomes_a_backbone_that_embeds(
         f"exporting {name}: weights {card['weights']}; shorter side 73, bilinear, crop 64; "
         "licence that of the checkpoint, which names none.",
         "1024 numbers an image, with a map of the image; as torch has them.",
-        f"{name} → {folder / name}.onnx (featpipe embed data/ --model {name})",
+        f"{name} → {folder / name}.onnx (featpipe embed data/ --model {name} "
+        f"--models-dir {folder})",
     ]
     assert card["path"] == str(folder / f"{name}.onnx")
     assert (card["dimension"], card["feature_map"]) == (1024, True)
@@ -91,6 +92,28 @@ def test_flags_override_what_the_weights_say(
     assert (card.license, card.layer, card.dimension) == ("MIT", "stage3", 96)
     shown = run_cli("models", "ours", "--models-dir", tmp_path).out
     assert "embedding       96 numbers: the layer stage3" in shown
+
+
+def test_a_name_of_published_weights_is_refused(
+    run_cli: Callable[..., Result], weights: Path, tmp_path: Path
+) -> None:
+    """Weights of one's own do not take the name that stands for others."""
+    result = run_cli(
+        "export",
+        "shufflenet_v2_x0_5",
+        "--weights",
+        weights,
+        "--name",
+        "resnet50",
+        "--models-dir",
+        tmp_path / "models",
+    )
+    assert (result.code, result.err) == (
+        5,
+        "Error: 'resnet50' stands for published weights (IMAGENET1K_V1), which these are not: give "
+        "another --name\n",
+    )
+    assert not (tmp_path / "models").exists()
 
 
 def test_an_error_is_one_line_with_its_code(run_cli: Callable[..., Result]) -> None:

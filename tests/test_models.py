@@ -348,7 +348,7 @@ def test_without_torch_the_message_has_both_ways_out(
 
 
 def test_numbers_of_a_triple_are_three(run_cli: Callable[..., Result]) -> None:
-    """--mean and --std take three numbers."""
+    """--mean and --std take three numbers, or one."""
     result = run_cli("export", "resnet50", "--mean", "0.5,0.5")
     assert result.code == 2
-    assert "'0.5,0.5' is not three numbers with commas between them." in result.err
+    assert "'0.5,0.5' is not three numbers such as 0.485,0.456,0.406 or 127/255," in result.err

@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import multiprocessing
-import re
 import sys
 import tempfile
 import time
@@ -51,14 +50,13 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 BATCHES = (1, 2, 33)
 # timm's modules that hold convolutional networks; the others are transformers or mixers.
 CNN_MODULES = frozenset(
-    re.findall(
-        r"\w+",
-        "byobnet convmixer convnext cspnet cspnext densenet dla dpn edgenext efficientnet "
-        "fasternet fastvit focalnet ghostnet hardcorenas hgnet hrnet inception_next "
-        "inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 nasnet nfnet pnasnet rdnet regnet "
-        "repghost repvit res2net resnest resnet resnetv2 rexnet selecsls senet sknet starnet "
-        "tresnet vgg vovnet xception xception_aligned",
-    )
+    """
+    byobnet convmixer convnext cspnet cspnext densenet dla dpn edgenext efficientnet fasternet
+    fastvit focalnet ghostnet hardcorenas hgnet hrnet inception_next inception_resnet_v2
+    inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 nasnet nfnet pnasnet rdnet regnet
+    repghost repvit res2net resnest resnet resnetv2 rexnet selecsls senet sknet starnet tresnet
+    vgg vovnet xception xception_aligned
+    """.split()  # noqa: SIM905
 )
 NOT_CNN = ("vit_", "swin_", "maxvit_")
 

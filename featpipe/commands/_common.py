@@ -44,24 +44,43 @@ def _three_numbers(
     if value is None:
         return None
     try:
-        red, green, blue = (float(part) for part in value.split(","))
-    except ValueError:
+        numbers = [_number(part) for part in value.split(",")]
+    except (ValueError, ZeroDivisionError):
+        numbers = []
+    if len(numbers) not in {1, 3}:
         raise click.BadParameter(
-            f"{value!r} is not three numbers with commas between them."
-        ) from None
+            f"{value!r} is not three numbers such as 0.485,0.456,0.406 or 127/255,127/255,"
+            "127/255, and not one for all three."
+        )
+    red, green, blue = numbers if len(numbers) == 3 else numbers * 3
     return red, green, blue
 
 
-def normalisation_options(command: _F) -> _F:
-    """``--mean`` and ``--std``: three numbers each."""
-    for name, what in (("--std", "deviation"), ("--mean", "mean")):
-        command = click.option(
-            name,
-            callback=_three_numbers,
-            metavar="R,G,B",
-            help=f"The {what} that pixels are normalised with, on the scale 0 to 1.",
-        )(command)
-    return command
+def _number(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def normalisation_options(default: str) -> Callable[[_F], _F]:
+    """``--mean`` and ``--std``: three numbers each, or one; a number may be a fraction."""
+
+    def decorate(command: _F) -> _F:
+        for name, what in (("--std", "Deviation"), ("--mean", "Mean")):
+            command = click.option(
+                name,
+                callback=_three_numbers,
+                metavar="R,G,B",
+                help=f"{what} of the pixels on the scale 0 to 1. {default}",
+            )(command)
+        return command
+
+    return decorate
+
+
+def how_to_use(name: str, models_dir: Path | None) -> str:
+    """Return the command that embeds with a backbone that has just been written."""
+    where = "" if models_dir is None else f" --models-dir {printable(str(models_dir))}"
+    return f"featpipe embed data/ --model {name}{where}"
 
 
 def models_dir_option(command: _F) -> _F:

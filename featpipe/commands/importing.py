@@ -7,40 +7,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from featpipe.commands._common import debug_option, models_dir_option, print_json, say
+from featpipe.commands._common import (
+    debug_option,
+    how_to_use,
+    models_dir_option,
+    normalisation_options,
+    print_json,
+    say,
+)
 from featpipe.types import Interpolation
 
 if TYPE_CHECKING:
     from featpipe.backbones.importing import ImportReport
-
-
-class _Triple(click.ParamType[tuple[float, float, float]]):
-    """Three numbers R,G,B, or one for all three; a number may be a fraction such as 127/255."""
-
-    name = "R,G,B"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, float, float]:
-        parts = str(value).split(",")
-        try:
-            numbers = [_number(part) for part in parts]
-        except (ValueError, ZeroDivisionError):
-            numbers = []
-        if len(numbers) not in {1, 3}:
-            self.fail(
-                f"{value!r} is not three numbers such as 0.485,0.456,0.406 or 127/255,127/255,"
-                "127/255, and not one for all three",
-                param,
-                ctx,
-            )
-        red, green, blue = numbers if len(numbers) == 3 else numbers * 3
-        return red, green, blue
-
-
-def _number(text: str) -> float:
-    numerator, _, denominator = text.partition("/")
-    return float(numerator) / float(denominator or 1)
 
 
 @click.command(name="import", context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,10 +35,7 @@ def _number(text: str) -> float:
     type=click.IntRange(1),
     help="Shorter side before the central crop. [default: size / 0.875]",
 )
-@click.option(
-    "--mean", type=_Triple(), help="Of R, G, B on the scale 0 to 1. [default: ImageNet's]"
-)
-@click.option("--std", type=_Triple(), help="The same for the standard deviation.")
+@normalisation_options("[default: ImageNet's]")
 @click.option(
     "--layout",
     type=click.Choice(["nchw", "nhwc"]),
@@ -90,13 +65,13 @@ def import_(file: Path, as_json: bool, **options: Any) -> int:
     from featpipe.backbones.importing import ImportOptions, import_backbone
 
     report = import_backbone(file, ImportOptions(**options))
-    tell(report, model=report.card.name if options["models_dir"] is None else str(report.path))
+    tell(report, options["models_dir"])
     if as_json:
         print_json(report.to_json())
     return 0
 
 
-def tell(report: ImportReport, model: str) -> None:
+def tell(report: ImportReport, models_dir: Path | None) -> None:
     """Say what an import has found, assumed and written."""
     for note in report.notes:
         say(f"Note: {note}.")
@@ -106,4 +81,4 @@ def tell(report: ImportReport, model: str) -> None:
         f"same as the original file on photographs, batches of 1, 2, 8 and 33: "
         f"cosine {report.cosine:.7f} or better"
     )
-    say(f"{report.card.name} → {report.path}; use it: featpipe embed data/ --model {model}")
+    say(f"{report.card.name} → {report.path} ({how_to_use(report.card.name, models_dir)})")

@@ -11,6 +11,7 @@ import click
 from featpipe._files import printable
 from featpipe.commands._common import (
     debug_option,
+    how_to_use,
     models_dir_option,
     normalisation_options,
     print_json,
@@ -181,7 +182,7 @@ def _row(name: str, value: str) -> str:
     "--resize", type=click.IntRange(1, 4096), metavar="N", help="Shorter side before the crop."
 )
 @click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]))
-@normalisation_options
+@normalisation_options("[default: the weights' own]")
 @click.option("--name", "called", metavar="TEXT", help="Name of the backbone.")
 @click.option("--license", "licence", metavar="TEXT", help="Licence of the weights.")
 @models_dir_option
@@ -235,6 +236,6 @@ def export(
     card = done.card
     maps = "with" if done.has_feature_map else "without"
     say(f"{card.dimension} numbers an image, {maps} a map of the image; as torch has them.")
-    say(f"{card.name} → {done.path} (featpipe embed data/ --model {card.name})")
+    say(f"{card.name} → {done.path} ({how_to_use(card.name, models_dir)})")
     if as_json:
         print_json(done.to_json())

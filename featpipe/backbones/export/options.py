@@ -12,6 +12,7 @@ from torch import nn
 
 from featpipe._files import printable, slug
 from featpipe.backbones.card import BackboneCard, Triple
+from featpipe.backbones.catalog import find_entry
 from featpipe.errors import BackboneError
 from featpipe.types import Interpolation, ResizeRule
 
@@ -148,8 +149,19 @@ def asked_name(network: Network, options: ExportOptions) -> str:
 
     What another option could change without a trace in the name would be taken for the usual
     backbone by whoever finds the file.
+
+    Raises
+    ------
+    BackboneError
+        When the name that was asked for stands for other, published weights.
     """
     if options.name is not None:
+        entry = find_entry(options.name)
+        if entry is not None and network.name != entry.file_name:
+            raise BackboneError(
+                f"'{printable(options.name)}' stands for published weights "
+                f"({printable(entry.weights)}), which these are not: give another --name"
+            )
         return options.name
     parts = [network.name]
     if options.layer is not None:

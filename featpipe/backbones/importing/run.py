@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featpipe._files import printable
 from featpipe.backbones.card import BackboneCard
+from featpipe.backbones.catalog import find_entry
 from featpipe.backbones.importing.batch import check_batch, free_batch, tensors_that_tell
 from featpipe.backbones.importing.finding import find, tensors_to_look_at
 from featpipe.backbones.importing.graph import View
@@ -113,6 +114,11 @@ def _target(path: Path, options: ImportOptions) -> tuple[str, Path]:
     if name in {shipped.stem for shipped in model_folders()[-1].glob(f"*{SUFFIX}")}:
         raise BackboneError(
             f"'{name}' is a backbone that came with featpipe: give another name with --name"
+        )
+    if find_entry(name) is not None:
+        raise BackboneError(
+            f"'{printable(name)}' stands for published weights (featpipe models {name}): "
+            "give another name with --name"
         )
     target = models_folder(options.models_dir) / f"{name}{SUFFIX}"
     if target.exists() and path.exists() and target.samefile(path):

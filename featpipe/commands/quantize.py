@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featpipe._files import printable
 from featpipe.commands._common import (
     debug_option,
     models_dir_option,
@@ -20,18 +21,12 @@ if TYPE_CHECKING:
     from featpipe.quantization import Comparison, QuantizeReport
 
 
-class _FloatLayers(click.ParamType):
-    """A number, or ``auto``."""
-
-    name = "float-layers"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value == "auto":
-            return None
-        number: int = click.IntRange(0).convert(value, param, ctx)
-        return number
+def _number_or_auto(_: click.Context, __: click.Parameter, value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isascii() or not value.isdigit() or len(value) > 6:
+        raise click.BadParameter(f"'{printable(value)}' is neither a number of layers nor auto")
+    return int(value)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,7 +60,7 @@ class _FloatLayers(click.ParamType):
 )
 @click.option(
     "--float-layers",
-    type=_FloatLayers(),
+    callback=_number_or_auto,
     default="auto",
     metavar="N|auto",
     help="Layers left in float, those that cost most. [default: auto, as few as it takes]",

@@ -1,9 +1,9 @@
 """A smaller backbone of one that is there: chosen, measured, written, and compared.
 
-    >>> from featpipe.quantization import quantize
-    >>> report = quantize("efficientnet_lite0", "photos/")   # doctest: +SKIP
-    >>> report.cosine_mean                                   # doctest: +SKIP
-    0.9958
+>>> from featpipe.quantization import quantize
+>>> report = quantize("efficientnet_lite0", "photos/")   # doctest: +SKIP
+>>> report.cosine_mean                                   # doctest: +SKIP
+0.9958
 """
 
 from featpipe.quantization.compare import Comparison, paired_difference

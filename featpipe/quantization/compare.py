@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.backbones import load_backbone
 from featpipe.embedding import EmbedOptions, run_embedding
 from featpipe.errors import LabelError
 from featpipe.heads import head_spec
@@ -79,40 +80,43 @@ def compare_heads(
     after: Path,
     heads: Sequence[str] = ("logreg",),
     *,
+    folder: Path | None = None,
     progress: ProgressCallback | None = None,
     seed: int = 0,
 ) -> list[Comparison]:
     """Embed labelled images with two backbones, fit heads on both, compare them pair by pair.
 
     Where the source has a split ``test`` or ``val``, heads learn on ``train`` and are
-    compared on that; otherwise by nested cross-validation on all labelled images. Vectors are
-    kept in a temporary folder.
+    compared on that; otherwise by nested cross-validation on all labelled images.
 
     Parameters
     ----------
     before, after : path
         Backbone files.
+    folder : path, optional
+        Where the stores of vectors stay; a temporary folder by default.
 
     Raises
     ------
     LabelError
         When there are no labels, or too few images in a class.
     """
-    options = EmbedOptions(device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         stores = [
             run_embedding(
-                source, path, output=Path(scratch, name), options=options, progress=progress
+                source,
+                path,
+                output=Path(folder or scratch, load_backbone(path).fingerprint),
+                options=EmbedOptions(device="cpu"),
+                progress=progress,
             ).store
-            for name, path in (("before", before), ("after", after))
+            for path in (before, after)
         ]
         name = Path(stores[0].source).name or stores[0].source
         return [_compare(name, head, stores, seed) for head in heads]
 
 
-def _compare(
-    name: str, head: str, stores: Sequence[EmbeddingStore], seed: int
-) -> Comparison:
+def _compare(name: str, head: str, stores: Sequence[EmbeddingStore], seed: int) -> Comparison:
     learn, held, estimate = _divide(stores[0])
     measure: Callable[[EmbeddingStore], tuple[Flags, Ints]] = (
         (lambda store: _nested(store, head, learn, seed))

@@ -236,9 +236,7 @@ class _Quantization:
     def _fp16(self, sample: Sample) -> _Made:
         model = halve_weights(self._data, self._backbone.name)
         data = model.SerializeToString()
-        reached = cosines(
-            Runner(self._data).embed(sample.held), Runner(data).embed(sample.held)
-        )
+        reached = cosines(Runner(self._data).embed(sample.held), Runner(data).embed(sample.held))
         variant = Variant("fp16", 0, len(data), float(reached.mean()), float(reached.min()))
         note = (
             f"Weights of {_origin(self._backbone)} stored as 16-bit floats; the arithmetic is in "
@@ -254,14 +252,11 @@ class _Quantization:
         }
         card = replace(self._card, note=_joined(self._card.note, made.note), exporter=exporter)
         if self._options.precision == "fp16":
-            source = Runner(self._data)
-            return write_backbone(
-                made.model, card, self._path, source.outputs, verb="fp16 form", cosine=DEVICE_COSINE
-            )
-        simulation = Runner(made.model.SerializeToString(), optimise=False)
-        return write_backbone(
-            made.model, card, self._path, simulation.outputs, verb="int8 form", cosine=INTEGER_COSINE
-        )
+            source, verb, least = Runner(self._data), "fp16 form", DEVICE_COSINE
+        else:
+            simulation = Runner(made.model.SerializeToString(), optimise=False)
+            source, verb, least = simulation, "int8 form", INTEGER_COSINE
+        return write_backbone(made.model, card, self._path, source.outputs, verb=verb, cosine=least)
 
     def _compare(self, source: SourceLike) -> list[Comparison]:
         return compare_heads(

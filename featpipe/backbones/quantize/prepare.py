@@ -100,7 +100,7 @@ def prepare(data: bytes, name: str) -> Prepared:
             f"{name} uses operator set {version} and int8 with a scale for every channel needs "
             f"{OLDEST_OPSET} at least: export it again with a newer exporter"
         )
-    model = onnx.shape_inference.infer_shapes(_folded(data))
+    model = onnx.shape_inference.infer_shapes(_folded(model, data))
     _name_nodes(model)
     layers = tuple(_layers(model))
     if not layers:
@@ -128,7 +128,7 @@ def check_is_float(model: onnx.ModelProto, name: str) -> None:
         )
 
 
-def _folded(data: bytes) -> onnx.ModelProto:
+def _folded(model: onnx.ModelProto, data: bytes) -> onnx.ModelProto:
     """Let ONNX Runtime fold batch normalisations and constants that an exporter has left."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "folded.onnx")
@@ -138,7 +138,12 @@ def _folded(data: bytes) -> onnx.ModelProto:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
         onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        return onnx.load(path)
+        folded = onnx.load(path)
+    # It declares every operator set that it knows; none but the model's own is used.
+    del folded.opset_import[:]
+    folded.opset_import.extend(model.opset_import)
+    folded.ir_version = model.ir_version
+    return folded
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

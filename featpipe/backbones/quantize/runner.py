@@ -85,7 +85,5 @@ def _open(data: bytes, optimise: bool, threads: int) -> onnxruntime.InferenceSes
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    options.graph_optimization_level = (
-        _Level.ORT_ENABLE_ALL if optimise else _Level.ORT_DISABLE_ALL
-    )
+    options.graph_optimization_level = _Level.ORT_ENABLE_ALL if optimise else _Level.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -54,4 +54,4 @@ def cosines(expected: Vectors, found: Vectors) -> NDArray[np.float64]:
     a, b = expected.astype(np.float64), found.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     products = (a * b).sum(axis=1)
-    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return np.asarray(np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), 0.0))

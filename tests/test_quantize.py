@@ -30,7 +30,12 @@ from featpipe.backbones.quantize import (
     quantize_int8,
     rank_layers,
 )
-from featpipe.backbones.quantize.ranges import choose_range, entropy_range, percentile_range
+from featpipe.backbones.quantize.ranges import (
+    choose_range,
+    entropy_range,
+    percentile_range,
+    rounded_outwards,
+)
 from featpipe.backbones.quantize.scales import conv_rows, safe_scales
 from featpipe.backbones.quantize.sensitivity import cosines
 from featpipe.backbones.writing import finish
@@ -173,6 +178,16 @@ def test_a_constant_activation_has_a_range(method: str) -> None:
     assert choose_range(method, counts, 0.5, 0.5) == (0.5, 0.5)
 
 
+@given(st.floats(-1e4, 1e4).filter(lambda x: x == 0 or abs(x) > 1e-6), st.floats(0, 1e4))
+def test_rounding_only_widens(low: float, width: float) -> None:
+    """By a hundredth at most; and three digits are left of each end."""
+    left, right = rounded_outwards((low, low + width))
+    assert left <= low + 1e-6 * abs(low)
+    assert right >= low + width - 1e-6 * abs(low + width)
+    assert left == pytest.approx(low, rel=0.0101)
+    assert float(f"{left:.2e}") == left
+
+
 def test_an_unknown_method_is_refused() -> None:
     """The message has the methods that there are."""
     with pytest.raises(
@@ -240,7 +255,9 @@ def test_extremes_are_those_of_the_model(prepared: Prepared, activations: Activa
     low, high = activations.extremes["feature_map"]
     assert (low, high) == pytest.approx((maps.min(), maps.max()), rel=1e-5)
     assert activations.counts["feature_map"].sum() == maps.size
-    assert activations.ranges("minmax")["feature_map"] == (low, high)
+    chosen = activations.ranges("minmax")["feature_map"]
+    assert chosen[0] <= low <= high <= chosen[1]
+    assert chosen == pytest.approx((low, high), rel=0.01)
 
 
 def test_the_pixels_range_is_that_of_black_and_white(activations: Activations) -> None:

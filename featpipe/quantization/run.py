@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from featpipe._files import make_folder, printable
+from featpipe._files import make_folder, printable, write_error
 from featpipe.backbones import Backbone, BackboneCard, load_backbone
 from featpipe.backbones.contract import read_backbone
 from featpipe.backbones.gate import DEVICE_COSINE, photographs
@@ -161,8 +162,7 @@ class _Quantization:
         _refuse_itself(self._path, self._backbone)
 
     def go(self, calibrate: SourceLike | None, compare: SourceLike | None) -> QuantizeReport:
-        # A folder that cannot be written is found out before minutes of work, not after.
-        make_folder(self._path.parent)
+        _check_writable(self._path)
         sample = self._sample(calibrate)
         embed = Runner(self._data).embed
         made = self._int8(sample) if self._options.precision == "int8" else self._fp16(sample)
@@ -278,6 +278,16 @@ def _refuse_itself(path: Path, backbone: Backbone) -> None:
             f"the new backbone would take the place of the one that it is made of, "
             f"{printable(str(path))}: give another --name"
         )
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before minutes of work, and not after, that a folder cannot be written."""
+    make_folder(path.parent)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as exc:
+        raise write_error(path, exc) from exc
 
 
 def _origin(backbone: Backbone) -> str:

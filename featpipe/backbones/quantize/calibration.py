@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from featpipe.backbones.quantize.prepare import Prepared
-from featpipe.backbones.quantize.ranges import Range, choose_range
+from featpipe.backbones.quantize.ranges import Range, choose_range, rounded_outwards
 from featpipe.backbones.quantize.runner import Tensors, open_float
 from featpipe.types import Pixels
 
@@ -50,7 +50,8 @@ class Activations:
             name: choose_range(method, counts, *self.extremes[name])
             for name, counts in self.counts.items()
         }
-        return {**self.extremes, **chosen, **self.certain}
+        rounded = {n: rounded_outwards(pair) for n, pair in {**self.extremes, **chosen}.items()}
+        return {**rounded, **self.certain}
 
 
 def observe(

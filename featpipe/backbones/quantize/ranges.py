@@ -6,6 +6,7 @@ Whatever lies outside the range is clipped to it; whatever lies inside is rounde
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -46,6 +47,30 @@ def choose_range(method: str, counts: Counts, low: float, high: float) -> Range:
     if method == "percentile":
         return percentile_range(counts, low, high)
     return entropy_range(counts, low, high)
+
+
+def rounded_outwards(pair: Range, digits: int = 3) -> Range:
+    """Widen a range to a few significant digits.
+
+    Float arithmetic differs in its last bits between processors; what is rounded does not,
+    so that the same images give the same file almost everywhere.
+
+    >>> rounded_outwards((-1.23456, 6.0))
+    (-1.24, 6.0)
+    """
+    return _rounded(pair[0], digits, -1), _rounded(pair[1], digits, 1)
+
+
+def _rounded(value: float, digits: int, outwards: int) -> float:
+    if value == 0 or not math.isfinite(value):
+        return value
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    scaled = value * 10.0**places
+    # What is a round number but for the last bits stays that number.
+    near = round(scaled)
+    if abs(scaled - near) > 1e-4:
+        near = math.ceil(scaled) if outwards > 0 else math.floor(scaled)
+    return float(f"{near}e{-places}")
 
 
 def percentile_range(

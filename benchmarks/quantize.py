@@ -18,12 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from featpipe.backbones import load_backbone
-from featpipe.backbones.contract import INPUT
 from featpipe.backbones.half import to_half
 from featpipe.backbones.quantize import Runner, interleaved_speeds, observe, prepare
 from featpipe.backbones.quantize.int8 import _QUANTISED, _quiet
@@ -31,24 +29,11 @@ from featpipe.backbones.quantize.sensitivity import cosines
 from featpipe.quantization import QuantizeOptions, draw_sample, quantize
 from featpipe.quantization.compare import compare_heads
 from featpipe.sources import open_source
-from featpipe.types import Pixels, Vectors
 
 ROOT = Path(os.environ["FEATPIPE_SHARED"]) / "datasets"
 CALIBRATE = ROOT / "clothing_small" / "train"
 COMPARE = ("clothing_small", "hymenoptera_data")
 HEADS = ("logreg", "knn")
-
-
-def exact(data: bytes, images: Pixels) -> Vectors:
-    """Embed with kernels that never overflow, whatever the processor."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    batches = range(0, len(images), 8)
-    return np.concatenate(
-        [session.run(["embedding"], {INPUT: images[s : s + 8]})[0] for s in batches]
-    )
 
 
 def textbook(model: onnx.ModelProto, ranges: dict[str, TensorData], *, reduce_range: bool) -> bytes:
@@ -95,7 +80,7 @@ def arithmetic(model: str) -> Iterator[str]:
     expected = Runner(data).embed(sample.held)
     yield f"{backbone.name}: weights | cosine to fp32 here | with exact integers | same bits"
     for name, form in forms.items():
-        here, there = Runner(form).embed(sample.held), exact(form, sample.held)
+        here, there = Runner(form).embed(sample.held), Runner(form, exact=True).embed(sample.held)
         yield (
             f"{name} | {spread(cosines(expected, here))} | {spread(cosines(expected, there))} | "
             f"{100 * np.mean(here == there):.0f} %"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto
 
-from featpipe.backbones.contract import INPUT, check_backbone, read_backbone
+from featpipe.backbones.contract import check_backbone, read_backbone
 from featpipe.backbones.gate import photographs
 from featpipe.backbones.quantize import (
     METHODS,
@@ -40,7 +40,6 @@ from featpipe.backbones.quantize.scales import conv_rows, safe_scales
 from featpipe.backbones.quantize.sensitivity import cosines
 from featpipe.backbones.writing import finish
 from featpipe.errors import BackboneError
-from featpipe.types import Vectors
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +58,6 @@ def prepared(convnet: Path) -> Prepared:
 def activations(prepared: Prepared) -> Activations:
     """Return what its activations are on photographs."""
     return observe(prepared, photographs(20, SIDE))
-
-
-def exact(data: bytes, images: np.ndarray) -> Vectors:
-    """Embed with the kernels that ONNX Runtime has for where its usual ones overflow."""
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(["embedding"], {INPUT: images})[0]
 
 
 def change(model: onnx.ModelProto, name: str, function: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -322,7 +313,7 @@ def test_int8_is_close_to_float(int8: bytes, convnet: Path) -> None:
 def test_integers_do_not_depend_on_the_processor(int8: bytes) -> None:
     """This processor's own kernels give the bits of those that never overflow."""
     images = photographs(8, SIDE)
-    assert (Runner(int8).embed(images) == exact(int8, images)).all()
+    assert (Runner(int8).embed(images) == Runner(int8, exact=True).embed(images)).all()
 
 
 def test_integers_are_those_that_the_file_states(int8: bytes) -> None:

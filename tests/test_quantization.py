@@ -17,7 +17,7 @@ from PIL import Image
 
 from featpipe import load_backbone
 from featpipe.backbones.gate import photographs
-from featpipe.backbones.quantize import Runner
+from featpipe.backbones.quantize import Runner, int8, observe, prepare
 from featpipe.backbones.quantize.sensitivity import cosines
 from featpipe.errors import BackboneError, LabelError, SourceError, WriteError
 from featpipe.quantization import (
@@ -250,6 +250,36 @@ def test_what_is_too_far_from_float_is_not_written(
     assert rest == (
         "where 1.1 is needed, with 0 layers left in float: nothing was written; raise "
         "--float-layers, or take --precision fp16"
+    )
+    assert sorted(p.name for p in models.iterdir()) == ["convnet.onnx"]
+
+
+def test_integers_that_overflow_are_not_written(
+    models: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where weights have all 8 bits, a processor without VNNI gives other vectors."""
+    everything = int8.safe_scales
+
+    def unbounded(rows: np.ndarray, **_: bool) -> np.ndarray:
+        return everything(rows, pairs=False)
+
+    monkeypatch.setattr(int8, "safe_scales", unbounded)
+    ready = prepare((models / "convnet.onnx").read_bytes(), "convnet")
+    images = draw_sample(open_source(pieces), RULE, 32)
+    ranges = observe(ready, images.calibrate).ranges("percentile")
+    data = int8.quantize_int8(ready, ranges).SerializeToString()
+    own, exact = Runner(data), Runner(data, exact=True)
+    if (own.embed(images.held) == exact.embed(images.held)).all():
+        pytest.skip("this processor's integers do not overflow (VNNI, or no x86)")
+    with pytest.raises(BackboneError) as error:
+        quantize("convnet", pieces, options=FAST, models_dir=models)
+    beginning, _, rest = str(error.value).partition(" (")
+    assert beginning == (
+        "the int8 form of convnet_int8 gives other vectors with this processor's integer kernels "
+        "than with exact ones"
+    )
+    assert rest.endswith(
+        " % of the numbers): nothing was written; take --precision fp16, and report it"
     )
     assert sorted(p.name for p in models.iterdir()) == ["convnet.onnx"]
 

@@ -30,6 +30,7 @@ layers:  ## data goes one way
 bench:  ## the measurements behind the figures in README and docs
 	$(PYTHON) benchmarks/embed.py
 	$(PYTHON) benchmarks/heads.py
+	$(PYTHON) benchmarks/quantize.py efficientnet_lite0
 
 docs:  ## the pages of --help in docs/cli.md
 	$(PYTHON) tools/make_cli_docs.py

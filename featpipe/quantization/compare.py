@@ -1,0 +1,230 @@
+"""A head before and after: the same images, the same folds, and the difference image by image.
+
+The accuracies of two backbones on one test set are far from independent, so their difference
+is much more certain than either: it is measured pair by pair.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.backbones import load_backbone
+from featpipe.embedding import EmbedOptions, run_embedding
+from featpipe.errors import LabelError
+from featpipe.heads import head_spec
+from featpipe.heads.registry import class_scores
+from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
+from featpipe.sources import SourceLike
+from featpipe.store import EmbeddingStore
+from featpipe.training import finite_vectors, labelled_rows
+from featpipe.types import ProgressCallback
+
+WITHIN = 0.5
+"""Points of accuracy that a smaller backbone may cost."""
+_RESAMPLES = 10_000
+_FOLDS = 5
+
+Flags = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One head on one labelled source, with the vectors before and after.
+
+    Attributes
+    ----------
+    source, head : str
+    estimate : str
+        What was measured on: a split, or cross-validation.
+    images : int
+    before, after : float
+        Accuracy, per cent.
+    difference : float
+        After minus before, in points; ``interval`` is its 95 % interval.
+    lost, won : int
+        Images that were right before and are wrong after, and the reverse.
+    """
+
+    source: str
+    head: str
+    estimate: str
+    images: int
+    before: float
+    after: float
+    difference: float
+    interval: tuple[float, float]
+    lost: int
+    won: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether no more than half a point was lost."""
+        return self.difference >= -WITHIN
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "interval": list(self.interval), "kept": self.kept}
+
+
+def compare_heads(
+    source: SourceLike,
+    before: Path,
+    after: Path,
+    heads: Sequence[str] = ("logreg",),
+    *,
+    folder: Path | None = None,
+    progress: ProgressCallback | None = None,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Embed labelled images with two backbones, fit heads on both, compare them pair by pair.
+
+    Where the source has a split ``test`` or ``val``, heads learn on ``train`` and are
+    compared on that; otherwise by nested cross-validation on all labelled images.
+
+    Parameters
+    ----------
+    before, after : path
+        Backbone files.
+    folder : path, optional
+        Where the stores of vectors stay; a temporary folder by default.
+
+    Raises
+    ------
+    LabelError
+        When there are no labels, or too few images in a class.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        stores = [
+            run_embedding(
+                source,
+                path,
+                output=Path(folder or scratch, load_backbone(path).fingerprint),
+                options=EmbedOptions(device="cpu"),
+                progress=progress,
+            ).store
+            for path in (before, after)
+        ]
+        name = Path(stores[0].source).name or stores[0].source
+        return [_compare(name, head, stores, seed) for head in heads]
+
+
+def _compare(name: str, head: str, stores: Sequence[EmbeddingStore], seed: int) -> Comparison:
+    learn, held, estimate = _divide(stores[0])
+    measure: Callable[[EmbeddingStore], tuple[Flags, Ints]] = (
+        (lambda store: _nested(store, head, learn, seed))
+        if held is None
+        else (lambda store: _on_split(store, head, learn, held, seed))
+    )
+    (right_before, units), (right_after, _) = map(measure, stores)
+    difference, interval = paired_difference(right_before, right_after, units, seed=seed)
+    return Comparison(
+        source=name,
+        head=head,
+        estimate=estimate,
+        images=len(units),
+        before=100 * float(right_before.mean()),
+        after=100 * float(right_after.mean()),
+        difference=difference,
+        interval=interval,
+        lost=int((right_before & ~right_after).sum()),
+        won=int((~right_before & right_after).sum()),
+    )
+
+
+def paired_difference(
+    before: Flags, after: Flags, units: Ints | None = None, *, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """Return the difference of two accuracies on the same images, in points, and its interval.
+
+    Parameters
+    ----------
+    before, after : ndarray of bool, (n,)
+        Whether each image was classified rightly; n is at least 1.
+    units : ndarray of int, (n,), optional
+        Images of one unit are drawn together: of one group, or equal ones.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    float, (float, float)
+        After minus before; 95 % percentile interval of a paired bootstrap, or, where no image
+        differs, what the exact binomial bound leaves possible.
+
+    References
+    ----------
+    Efron, Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8 and 13.
+
+    >>> paired_difference(np.array([True, True]), np.array([True, True]))[0]
+    0.0
+    """
+    changes = after.astype(np.float64) - before
+    member = np.arange(len(changes)) if units is None else np.unique(units, return_inverse=True)[1]
+    n_units = int(member.max()) + 1
+    difference = 100 * float(changes.mean())
+    if not changes.any():
+        furthest = 100 * (1 - 0.025 ** (1 / n_units))
+        return difference, (-furthest, furthest)
+    sums = np.bincount(member, changes, n_units)
+    sizes = np.bincount(member, minlength=n_units)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=_RESAMPLES)
+    low, high = np.quantile((drawn @ sums) / (drawn @ sizes), (0.025, 0.975))
+    return difference, (100 * float(low), 100 * float(high))
+
+
+def _divide(store: EmbeddingStore) -> tuple[Ints, Ints | None, str]:
+    """Return the rows to learn on, those to measure on, and how that is called."""
+    labelled = np.array([label is not None for label in store.labels()], dtype=bool)
+    if not labelled.any():
+        raise LabelError(
+            "the images to compare on have no labels: put them into class folders, or leave "
+            "--compare out"
+        )
+    splits = store.splits
+    learn = labelled & (splits == "train")
+    for name in ("test", "val"):
+        held = labelled & (splits == name)
+        if learn.any() and held.any():
+            return np.flatnonzero(learn), np.flatnonzero(held), f"split {name}"
+    return np.flatnonzero(labelled), None, "nested cross-validation"
+
+
+def _on_split(
+    store: EmbeddingStore, head: str, learn: Ints, held: Ints, seed: int
+) -> tuple[Flags, Ints]:
+    rows = labelled_rows(store, learn)
+    folds = make_folds(rows.y, rows.units, _FOLDS, seed, rows.classes)
+    fitted = fit_tuned(head_spec(head), rows.X, rows.y, folds, seed=seed)
+    position = {name: k for k, name in enumerate(rows.classes)}
+    # A class that was never learnt is never right, before and after.
+    y = np.array([position.get(str(label), -1) for label in store.labels()[held]])
+    found = class_scores(fitted.pipeline, finite_vectors(store, held)).argmax(axis=1)
+    return found == y, _units(store, held)
+
+
+def _nested(store: EmbeddingStore, head: str, learn: Ints, seed: int) -> tuple[Flags, Ints]:
+    rows = labelled_rows(store, learn)
+    probabilities = nested_probabilities(
+        head_spec(head),
+        rows.X,
+        rows.y,
+        rows.units,
+        n_splits=_FOLDS,
+        classes=rows.classes,
+        seed=seed,
+    )
+    return probabilities.argmax(axis=1) == rows.y, rows.units
+
+
+def _units(store: EmbeddingStore, rows: Ints) -> Ints:
+    groups = store.groups
+    return units_of([store.keys[i] for i in rows], None if groups is None else groups[rows])

@@ -1,0 +1,516 @@
+"""From a backbone and a folder of images to a smaller backbone, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result, as_nobody
+from convnet import SIDE, build_convnet
+from PIL import Image
+
+from featpipe import load_backbone
+from featpipe.backbones.gate import photographs
+from featpipe.backbones.quantize import Runner, int8, observe, prepare
+from featpipe.backbones.quantize.sensitivity import cosines
+from featpipe.errors import BackboneError, LabelError, SourceError, WriteError
+from featpipe.quantization import (
+    QuantizeOptions,
+    draw_sample,
+    paired_difference,
+    quantize,
+)
+from featpipe.quantization import run as running
+from featpipe.sources import open_source
+from featpipe.types import Progress, ResizeRule
+
+RULE = ResizeRule(resize=36, crop=SIDE)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Return a folder of backbones with a small convolutional one in it."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    build_convnet(folder / "convnet.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return 42 pieces of photographs in two classes, cut from different photographs."""
+    root = tmp_path_factory.mktemp("pieces") / "pieces"
+    for number, pixels in enumerate(photographs(42, 64)):
+        folder = root / ("first" if number % 7 < 3 else "second")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return root
+
+
+FAST = QuantizeOptions(method="percentile", float_layers=0, images=32)
+
+
+# What is written
+
+
+def test_an_int8_backbone_of_its_own(models: Path, pieces: Path) -> None:
+    """It is found by its name, has a fingerprint of its own, and is close to the float one."""
+    report = quantize("convnet", pieces, models_dir=models)
+    small, large = load_backbone("convnet_int8", models), load_backbone("convnet", models)
+    assert report.path == small.path == models / "convnet_int8.onnx"
+    assert report.card == small.card
+    assert small.fingerprint != large.fingerprint
+    images = photographs(30, SIDE)
+    vectors = [Runner(b.path.read_bytes()).embed(images) for b in (large, small)]
+    assert cosines(*vectors).min() > 0.99
+    assert report.cosine_mean >= 0.995
+    assert 0.9 < report.cosine_min <= report.cosine_mean
+    assert (report.images, report.held) == (34, 8)
+    assert report.size_after == small.path.stat().st_size
+    assert min(report.speed_before, report.speed_after) > 0
+
+
+def test_the_card_tells_where_it_comes_from(models: Path, pieces: Path) -> None:
+    """Weights, licence and preprocessing are the float backbone's; the note says what was done."""
+    report = quantize("convnet", pieces, options=FAST, models_dir=models)
+    before, after = load_backbone("convnet", models).card, report.card
+    for field in ("weights", "license", "dimension", "resize", "mean", "std", "imagenet_top1"):
+        assert getattr(after, field) == getattr(before, field)
+    assert after.exporter["tests"] == "1"
+    assert after.exporter["quantiser"].startswith("onnxruntime 1.")
+    assert after.note == (
+        f"convnet ({before.fingerprint}) in 8 bits: static QDQ, weights signed with a scale for "
+        "every channel, activations unsigned, ranges by percentile from 32 images of pieces. "
+        "Layers in float: none. Cosine to fp32 on 8 other images: mean "
+        f"{report.chosen.cosine_mean:.4f}, minimum {report.chosen.cosine_min:.4f}."
+    )
+
+
+def test_the_same_images_give_the_same_file(models: Path, pieces: Path) -> None:
+    """A second run replaces the file by itself."""
+    first = quantize("convnet", pieces, options=FAST, models_dir=models).path.read_bytes()
+    assert quantize("convnet", pieces, options=FAST, models_dir=models).path.read_bytes() == first
+
+
+def test_fp16_needs_no_images(models: Path) -> None:
+    """Half-size weights are measured on the photographs that come with featpipe."""
+    options = QuantizeOptions(precision="fp16")
+    report = quantize("convnet", options=options, models_dir=models)
+    assert report.path.name == "convnet_fp16.onnx"
+    assert (report.images, report.held) == (0, 21)
+    assert report.cosine_min > 0.9999
+    assert report.card.note == (
+        f"Weights of convnet ({load_backbone('convnet', models).fingerprint}) stored as 16-bit "
+        "floats; the arithmetic is in 32 bits."
+    )
+    assert load_backbone("convnet_fp16", models).fingerprint == report.card.fingerprint
+
+
+def test_layers_left_in_float_are_named(models: Path, pieces: Path) -> None:
+    """A number asks for so many of the dearest; the report and the card name them."""
+    options = QuantizeOptions(method="minmax", float_layers=2, images=32)
+    report = quantize("convnet", pieces, options=options, models_dir=models)
+    assert len(report.float_layers) == 2
+    assert set(report.float_layers) < {"stem", "depthwise", "project", "head"}
+    assert f"Layers in float: {', '.join(report.float_layers)}." in str(report.card.note)
+    assert [v.float_layers for v in report.tried] == [0, 2]
+    assert report.tried[1].cosine_mean > report.tried[0].cosine_mean
+
+
+def test_auto_tries_all_methods_and_takes_the_best(models: Path, pieces: Path) -> None:
+    """Every variant that was tried stands in the report with its cosine."""
+    options = QuantizeOptions(float_layers=0)
+    report = quantize("convnet", pieces, options=options, models_dir=models)
+    tried = {variant.method: variant.cosine_mean for variant in report.tried}
+    assert set(tried) == {"minmax", "percentile", "entropy"}
+    assert tried[report.chosen.method] == max(tried.values())
+
+
+def test_auto_leaves_layers_in_float_until_it_is_near_enough(
+    models: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the aim is missed, the ladder is climbed as far as half of the layers."""
+    monkeypatch.setattr("featpipe.quantization.choice.AIM", 1.0)
+    options = QuantizeOptions(method="minmax")
+    report = quantize("convnet", pieces, options=options, models_dir=models)
+    assert [v.float_layers for v in report.tried] == [0, 2]
+    assert len(report.float_layers) == 2
+
+
+def test_progress_goes_through_all_stages(models: Path, pieces: Path) -> None:
+    """Each stage begins after the one before and reaches its end."""
+    told: list[Progress] = []
+    options = QuantizeOptions(float_layers=1, images=24)
+    quantize("convnet", pieces, options=options, models_dir=models, progress=told.append)
+    stages = list(dict.fromkeys(p.stage for p in told))
+    assert stages == ["reading", "calibrating", "trying methods", "weighing layers"]
+    for stage in stages:
+        last = [p for p in told if p.stage == stage][-1]
+        assert last.done == last.total
+
+
+# What is refused
+
+
+def test_an_unknown_backbone_is_refused(models: Path, pieces: Path) -> None:
+    """Before any image is read."""
+    with pytest.raises(BackboneError, match=r"^there is no backbone 'convnot'"):
+        quantize("convnot", pieces, models_dir=models)
+
+
+def test_int8_without_images_is_refused(models: Path) -> None:
+    """The message names the option."""
+    with pytest.raises(SourceError) as error:
+        quantize("convnet", models_dir=models)
+    assert str(error.value) == (
+        "int8 is calibrated on images: give a folder of those that will be embedded with "
+        "--calibrate"
+    )
+
+
+def test_a_folder_without_images_is_refused(models: Path, tmp_path: Path) -> None:
+    """The message says what is in it instead."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("nothing")
+    with pytest.raises(SourceError) as error:
+        quantize("convnet", empty, models_dir=models)
+    assert str(error.value) == (
+        f"there is no image in {empty} (left out 1 files whose suffix is not an image's: 1 .txt): "
+        "give a folder with images, a table of paths, or an image file"
+    )
+    assert sorted(p.name for p in models.iterdir()) == ["convnet.onnx"]
+
+
+def test_too_few_images_are_refused(models: Path, pieces: Path, tmp_path: Path) -> None:
+    """Doubles and broken files do not count, and the first broken one is named."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for number, path in enumerate(sorted(pieces.rglob("*.png"))[:12]):
+        shutil.copy(path, few / f"{number}.png")
+        shutil.copy(path, few / f"{number}-again.png")
+    (few / "broken.png").write_bytes(b"")
+    with pytest.raises(SourceError) as error:
+        quantize("convnet", few, models_dir=models)
+    assert str(error.value) == (
+        f"{few} has 12 different images that can be used, of 25 that are listed, and "
+        "quantisation needs 20 (first: broken.png: the file is empty (0 bytes)): give a folder "
+        "with more images of the kind that will be embedded"
+    )
+
+
+def test_what_has_no_layers_is_refused(models: Path, pieces: Path, tiny_backbone: Path) -> None:
+    """The baseline without a network stays as it is."""
+    with pytest.raises(BackboneError, match=r"^tiny has no convolution and no matrix product"):
+        quantize(tiny_backbone, pieces, models_dir=models)
+    assert not (models / "tiny_int8.onnx").exists()
+
+
+def test_a_quantised_backbone_is_refused(models: Path, pieces: Path) -> None:
+    """int8 of int8 would only lose more."""
+    quantize("convnet", pieces, options=FAST, models_dir=models)
+    with pytest.raises(BackboneError, match=r"^convnet_int8 is quantised already "):
+        quantize("convnet_int8", pieces, options=FAST, models_dir=models)
+
+
+def test_it_does_not_replace_its_source(models: Path, pieces: Path) -> None:
+    """The float file is what one goes back to."""
+    before = (models / "convnet.onnx").read_bytes()
+    options = QuantizeOptions(name="convnet")
+    with pytest.raises(BackboneError) as error:
+        quantize("convnet", pieces, options=options, models_dir=models)
+    assert str(error.value) == (
+        "the new backbone would take the place of the one that it is made of, "
+        f"{models / 'convnet.onnx'}: give another --name"
+    )
+    assert (models / "convnet.onnx").read_bytes() == before
+
+
+def test_a_name_cannot_lead_elsewhere(models: Path, pieces: Path) -> None:
+    """It is checked before it becomes part of a path."""
+    with pytest.raises(BackboneError, match=r"^a backbone's name must be letters, digits"):
+        quantize("convnet", pieces, options=QuantizeOptions(name="../x"), models_dir=models)
+
+
+def test_what_is_too_far_from_float_is_not_written(
+    models: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message has the figure, what was needed, and two ways out."""
+    monkeypatch.setattr(running, "FLOOR", 1.1)
+    with pytest.raises(BackboneError) as error:
+        quantize("convnet", pieces, options=FAST, models_dir=models)
+    beginning, _, rest = str(error.value).partition(" on average ")
+    assert beginning.startswith("convnet does not bear int8: the cosine to its fp32 vectors is ")
+    assert rest == (
+        "where 1.1 is needed, with 0 layers left in float: nothing was written; raise "
+        "--float-layers, or take --precision fp16"
+    )
+    assert sorted(p.name for p in models.iterdir()) == ["convnet.onnx"]
+
+
+def test_integers_that_overflow_are_not_written(
+    models: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where weights have all 8 bits, a processor without VNNI gives other vectors."""
+    everything = int8.safe_scales
+
+    def unbounded(rows: np.ndarray, **_: bool) -> np.ndarray:
+        return everything(rows, pairs=False)
+
+    monkeypatch.setattr(int8, "safe_scales", unbounded)
+    ready = prepare((models / "convnet.onnx").read_bytes(), "convnet")
+    images = draw_sample(open_source(pieces), RULE, 32)
+    ranges = observe(ready, images.calibrate).ranges("percentile")
+    data = int8.quantize_int8(ready, ranges).SerializeToString()
+    own, exact = Runner(data), Runner(data, exact=True)
+    if (own.embed(images.held) == exact.embed(images.held)).all():
+        pytest.skip("this processor's integers do not overflow (VNNI, or no x86)")
+    with pytest.raises(BackboneError) as error:
+        quantize("convnet", pieces, options=FAST, models_dir=models)
+    beginning, _, rest = str(error.value).partition(" (")
+    assert beginning == (
+        "the int8 form of convnet_int8 gives other vectors with this processor's integer kernels "
+        "than with exact ones"
+    )
+    assert rest.endswith(
+        " % of the numbers): nothing was written; take --precision fp16, and report it"
+    )
+    assert sorted(p.name for p in models.iterdir()) == ["convnet.onnx"]
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_first(
+    models: Path, pieces: Path, open_folder: Path
+) -> None:
+    """Not after minutes of calibration."""
+    folder = open_folder / "models"
+    folder.mkdir()
+    shutil.copy(models / "convnet.onnx", folder)
+    os.chmod(folder / "convnet.onnx", 0o644)
+    os.chmod(folder, 0o555)
+    told: list[Progress] = []
+    with as_nobody(), pytest.raises(WriteError) as error:
+        quantize("convnet", pieces, options=FAST, models_dir=folder, progress=told.append)
+    assert str(error.value) == (
+        f"cannot write {folder / 'convnet_int8.onnx'}: permission denied: choose another place "
+        "with -o, or change the permissions"
+    )
+    assert told == []
+
+
+# Samples
+
+
+def test_a_sample_holds_no_image_twice(pieces: Path) -> None:
+    """What is measured on was not calibrated with; the order is the same each time."""
+    first, second = (draw_sample(open_source(pieces), RULE, 24) for _ in range(2))
+    assert (first.calibrate.shape, first.held.shape) == ((24, SIDE, SIDE, 3), (6, SIDE, SIDE, 3))
+    assert (first.calibrate == second.calibrate).all()
+    everything = np.concatenate([first.calibrate, first.held])
+    assert len({image.tobytes() for image in everything}) == 30
+
+
+def test_images_that_fail_are_counted_and_not_fatal(pieces: Path, tmp_path: Path) -> None:
+    """They are left out with their reason, and others take their place."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(pieces, folder)
+    (folder / "broken.png").write_bytes(b"no picture")
+    sample = draw_sample(open_source(folder), RULE, 100)
+    assert len(sample.calibrate) + len(sample.held) == 42
+    assert (
+        sample.failures
+        == (("broken.png", "not an image: not an image in a format that can be read"),)
+        or sample.failures[0][0] == "broken.png"
+    )
+
+
+def test_few_images_are_enough_with_a_note(pieces: Path) -> None:
+    """The note says from how many on the figures are more certain."""
+    sample = draw_sample(open_source(pieces), RULE, 128)
+    assert sample.notes == (
+        "42 images are few to calibrate with: with 80 or more the ranges are more certain, and "
+        "so are the figures",
+    )
+
+
+# Heads, before and after
+
+
+def test_heads_are_compared_by_cross_validation(models: Path, pieces: Path) -> None:
+    """Without a split for testing, every labelled image is judged by a head without its fold."""
+    options = replace(FAST, heads=("centroid",))
+    report = quantize("convnet", pieces, compare=pieces, options=options, models_dir=models)
+    (found,) = report.comparisons
+    assert (found.source, found.head, found.images) == ("pieces", "centroid", 42)
+    assert found.estimate == "nested cross-validation"
+    assert found.difference == pytest.approx(found.after - found.before)
+    assert found.difference == pytest.approx(100 * (found.won - found.lost) / 42)
+    assert found.interval[0] <= found.difference <= found.interval[1]
+    assert found.kept == (found.difference >= -0.5)
+
+
+def test_heads_are_compared_on_the_test_split(models: Path, pieces: Path, tmp_path: Path) -> None:
+    """With splits, heads learn on train and are judged on test, several of them in one run."""
+    root = tmp_path / "split"
+    for number, path in enumerate(sorted(pieces.rglob("*.png"))):
+        folder = root / ("test" if number % 3 == 0 else "train") / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    options = QuantizeOptions(method="minmax", float_layers=0, images=32, heads=("knn", "centroid"))
+    report = quantize("convnet", pieces, compare=root, options=options, models_dir=models)
+    assert [c.head for c in report.comparisons] == ["knn", "centroid"]
+    assert {(c.estimate, c.images) for c in report.comparisons} == {("split test", 14)}
+
+
+def test_images_without_labels_cannot_be_compared_on(
+    models: Path, pieces: Path, tmp_path: Path
+) -> None:
+    """The message says how to give labels, or to do without."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(pieces.rglob("*.png")):
+        shutil.copy(path, flat / f"{number}.png")
+    with pytest.raises(LabelError) as error:
+        quantize("convnet", pieces, compare=flat, options=FAST, models_dir=models)
+    assert str(error.value) == (
+        "the images to compare on have no labels: put them into class folders, or leave "
+        "--compare out"
+    )
+
+
+def test_the_difference_is_paired() -> None:
+    """Ten images that change sides both ways leave a wider interval than one that does."""
+    before = np.zeros(200, bool)
+    before[:100] = True
+    one = before.copy()
+    one[0] = False
+    both = before.copy()
+    both[:10], both[100:109] = False, True
+    small, large = paired_difference(before, one), paired_difference(before, both)
+    assert small[0] == large[0] == -0.5
+    assert small[1][1] == 0.0
+    assert small[1][1] - small[1][0] < (large[1][1] - large[1][0]) / 2
+
+
+def test_no_change_is_no_certainty() -> None:
+    """Where no image changes, the exact bound for that many images is the interval."""
+    same = np.ones(153, bool)
+    difference, (low, high) = paired_difference(same, same)
+    assert difference == 0.0
+    assert (low, high) == pytest.approx((-2.3822, 2.3822), abs=1e-4)
+
+
+def test_images_of_one_unit_are_drawn_together() -> None:
+    """Fifty copies of four images tell as much as four."""
+    before = np.tile([True, True, False, True], 50)
+    after = np.tile([True, False, False, True], 50)
+    alone = paired_difference(before, after)
+    together = paired_difference(before, after, np.tile(np.arange(4), 50))
+    assert alone[0] == together[0] == -25.0
+    assert together[1][1] - together[1][0] > 3 * (alone[1][1] - alone[1][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "precision must be int8 or fp16, not 'int4'"),
+        (
+            {"method": "max"},
+            "method must be auto, minmax, percentile, entropy, not 'max'",
+        ),
+        ({"images": 0}, "images must be 1 or more, not 0"),
+        ({"float_layers": -1}, "float_layers must be 0 or more, not -1"),
+    ],
+)
+def test_options_are_checked(options: dict[str, object], message: str) -> None:
+    """The message has the value and what it may be."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        QuantizeOptions(**options)
+    assert str(error.value) == message
+
+
+# The command
+
+
+def test_the_command_says_what_it_has_done(
+    run_cli: Callable[..., Result], models: Path, pieces: Path
+) -> None:
+    """Piped, there is no progress: notes, figures, and the file in the last line."""
+    result = run_cli(
+        *("quantize", "convnet", "--calibrate", pieces, "--method", "minmax"),
+        *("--float-layers", "0", "--models-dir", models, "--compare", pieces, "--head", "centroid"),
+    )
+    assert result.code == 0
+    assert result.out == ""
+    lines = result.err.splitlines()
+    assert lines[0] == (
+        "Note: 42 images are few to calibrate with: with 80 or more the ranges are more certain, "
+        "and so are the figures."
+    )
+    assert lines[1] == "int8, ranges by minmax from 34 images; 0 of 4 layers in float"
+    assert lines[2].startswith("cosine to convnet on 8 other images: mean ")
+    assert "images/s on one core of this machine instead of" in lines[3]
+    assert lines[4].startswith("centroid on pieces (nested cross-validation, 42 images): ")
+    assert lines[4].endswith(("within half a point", "more than half a point lost"))
+    assert lines[5].startswith("convnet_int8: 0.0 MB instead of 0.0 MB → ")
+    assert lines[5].endswith(str(models / "convnet_int8.onnx"))
+    assert len(lines) == 6
+
+
+def test_the_command_writes_json(
+    run_cli: Callable[..., Result], models: Path, pieces: Path
+) -> None:
+    """One document on stdout, with everything that was tried."""
+    result = run_cli(
+        *("quantize", "convnet", "--calibrate", pieces, "--models-dir", models, "--json"),
+        *("--float-layers", "auto", "--name", "small"),
+    )
+    value = json.loads(result.out)
+    assert value["name"] == "small"
+    assert value["path"] == str(models / "small.onnx")
+    assert value["precision"] == "int8"
+    assert value["layers"] == 4
+    assert value["cosine_mean"] > 0.99
+    assert {v["method"] for v in value["tried"]} == {"minmax", "percentile", "entropy"}
+    assert value["comparisons"] == []
+    assert value["failed"] == []
+
+
+def test_the_command_halves_weights(run_cli: Callable[..., Result], models: Path) -> None:
+    """fp16 has no methods and no layers to tell of."""
+    result = run_cli("quantize", "convnet", "--precision", "fp16", "--models-dir", models)
+    assert result.code == 0
+    lines = result.err.splitlines()
+    assert lines[0] == "cosine to convnet on 21 other images: mean 1.0000, minimum 1.0000"
+    assert lines[-1].endswith(str(models / "convnet_fp16.onnx"))
+
+
+def test_the_command_refuses_half_a_layer(run_cli: Callable[..., Result], models: Path) -> None:
+    """A wrong option is a usage error."""
+    result = run_cli("quantize", "convnet", "--float-layers", "some", "--models-dir", models)
+    assert result.code == 2
+    assert "'some' is neither a number of layers nor auto" in result.err
+
+
+def test_the_command_lists_images_that_failed(
+    run_cli: Callable[..., Result], models: Path, pieces: Path, tmp_path: Path
+) -> None:
+    """Ten of them, then how many more; the run is good all the same."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(pieces, folder)
+    for number in range(12):
+        (folder / f"broken{number:02}.png").write_bytes(bytes([255, number]))
+    result = run_cli(
+        *("quantize", "convnet", "--calibrate", folder, "--method", "minmax"),
+        *("--float-layers", "0", "--models-dir", models),
+    )
+    assert result.code == 0
+    failed = [line for line in result.err.splitlines() if line.startswith("Failed: ")]
+    assert len(failed) == 11
+    assert failed[0].endswith(": not an image in a format that can be read")
+    assert failed[10] == "Failed: 2 more; --json lists them."

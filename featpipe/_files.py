@@ -87,6 +87,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception, fit for a sentence, or the name of its class."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0][:300]) if lines else type(error).__name__
+
+
+def file_sha256(path: Path) -> str:
+    """Return SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def slug(text: str, otherwise: str) -> str:
     """Return ``text`` as the name of a file: letters, digits, ``.``, ``_``, ``+`` and ``-``.
 

@@ -74,7 +74,7 @@ def conditioned(model: Any, size: int) -> Any:
             for name, parameter in module.named_parameters(recurse=False):
                 low, high = parameter.min(), parameter.max()
                 if norm and name == "weight":
-                    parameter.uniform_(0.5, 1.0)
+                    parameter.uniform_(1.0, 2.0)
                 elif norm and name == "bias":
                     parameter.normal_(0, 0.1)
                 elif low == high and abs(float(low)) <= 1e-4 and name != "bias":
@@ -100,11 +100,13 @@ def untrained_network(name: str, size: int | None) -> Any:
         model: Any = from_timm.untrained(name.removeprefix("timm/"))
         size = size or int(model.pretrained_cfg["input_size"][1])
         headless: Any = from_timm.TimmHeadless(conditioned(model, size))
+        unused = from_timm.unused(model)
     else:
         model = from_torchvision.untrained(name)
         size = size or int(next(iter(get_model_weights(name))).transforms().crop_size[0])
         headless = conditioned(model, size)
         from_torchvision.remove_classifier(headless)
+        unused = ()
     card = BackboneCard(
         name=name.replace("/", "-"),
         weights="random, seed 0",
@@ -114,7 +116,7 @@ def untrained_network(name: str, size: int | None) -> Any:
         mean=(0.45,) * 3,
         std=(0.25,) * 3,
     )
-    return Network(card.name, headless, card)
+    return Network(card.name, headless, card, unused=unused)
 
 
 def attempt(name: str, size: int | None) -> dict[str, Any]:

@@ -147,11 +147,10 @@ def _finished(
     features = without_classifier(network.headless, pixels, network.name, layer)
     output = run(features, pixels, network.name)
     vectors = output[0] if isinstance(output, tuple) else output
-    parameters = sum(p.numel() for p in network.headless.parameters()) if layer is None else None
     return features, replace(
         card,
         dimension=int(vectors.shape[1]),
-        parameters=parameters,
+        parameters=network.parameters() if layer is None else None,
         layer=layer,
         gflops=card.gflops if layer is None else None,
     )

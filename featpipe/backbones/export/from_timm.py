@@ -74,6 +74,7 @@ def build(name: str, options: ExportOptions) -> Network:
         TimmHeadless(model).eval(),
         card,
         published=asked is None,
+        unused=unused(model),
         crop_part=config["crop_pct"],
     )
 
@@ -120,6 +121,11 @@ def classifier_names(model: Any) -> tuple[str, ...]:
     """Return the names of the modules that are the classifier, as timm's configuration has them."""
     named = model.pretrained_cfg.get("classifier") or "head"
     return (named,) if isinstance(named, str) else tuple(named)
+
+
+def unused(model: Any) -> tuple[str, ...]:
+    """Return the modules of `TimmHeadless` that only the classifier needs."""
+    return tuple(f"model.{name}" for name in classifier_names(model))
 
 
 def resize_rule(name: str, config: dict[str, Any]) -> ResizeRule:

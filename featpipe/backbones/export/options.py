@@ -88,6 +88,8 @@ class Network:
         Module whose output is the embedding, where that is not the module's own.
     published : bool
         These are the weights that the name stands for, and not somebody's own.
+    unused : tuple of str
+        Modules of ``headless`` that the embedding does not need: they do not count.
     crop_part : float or None
         Part of the resized side that the crop is, where the publisher states that and rounds
         down, as timm does.
@@ -98,7 +100,14 @@ class Network:
     card: BackboneCard
     layer: str | None = None
     published: bool = True
+    unused: tuple[str, ...] = ()
     crop_part: float | None = None
+
+    def parameters(self) -> int:
+        """Return the number of weights that the embedding needs."""
+        counted = self.headless.named_parameters()
+        below = tuple(f"{module}." for module in self.unused)
+        return sum(p.numel() for name, p in counted if not name.startswith(below))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from itertools import chain
 import onnxruntime
 from onnxruntime.capi import build_and_package_info
 
+from featpipe._files import first_line
 from featpipe.backbones import onnx_session
 from featpipe.backbones._driver import (
     WINDOWS,
@@ -145,7 +146,7 @@ def start(file: BackboneFile, index: int, precision: Precision) -> Started:
     except BackboneError as exc:
         raise DeviceError(
             f"CUDA cannot be used: cuda:{index} does not start the backbone "
-            f"({onnx_session.first_line(exc.__cause__ or exc)}): "
+            f"({first_line(exc.__cause__ or exc)}): "
             "free memory of the GPU, or use --device cpu"
         ) from exc
     if not onnx_session.keeps(runner, wanted) or onnx_session.nodes_on(runner, CUDA) == 0:

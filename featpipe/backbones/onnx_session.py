@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import onnxruntime
 
-from featpipe._files import printable
+from featpipe._files import first_line, printable
 from featpipe.backbones.contract import BackboneFile
 from featpipe.errors import BackboneError
 
@@ -89,12 +89,6 @@ def versions(provider: str) -> dict[str, str]:
         "provider": provider,
         "optimization": "all",
     }
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, safe for a terminal."""
-    lines = str(error).strip().splitlines()
-    return printable(lines[0][:300]) if lines else type(error).__name__
 
 
 @contextlib.contextmanager

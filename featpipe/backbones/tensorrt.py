@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
+from featpipe._files import first_line
 from featpipe.backbones import cuda, onnx_session
 from featpipe.backbones._driver import WINDOWS, Library, find_library, load_library
 from featpipe.backbones.contract import INPUT, BackboneFile
@@ -109,7 +110,7 @@ def start(file: BackboneFile, index: int, precision: Precision) -> Started:
     except BackboneError as exc:
         raise DeviceError(
             f"TensorRT cannot be used: it does not build the backbone "
-            f"({onnx_session.first_line(exc.__cause__ or exc)}): use --device cuda"
+            f"({first_line(exc.__cause__ or exc)}): use --device cuda"
         ) from exc
     if not onnx_session.keeps(session, wanted):
         raise DeviceError(

@@ -298,7 +298,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(
         quantize("convnet", pieces, options=FAST, models_dir=folder, progress=told.append)
     assert str(error.value) == (
         f"cannot write {folder / 'convnet_int8.onnx'}: permission denied: choose another place "
-        "with -o, or change the permissions"
+        "(-o, or --models-dir for backbones), or change the permissions"
     )
     assert told == []
 

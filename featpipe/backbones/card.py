@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 
 # A card's name becomes part of a store's folder name: nothing in it may lead elsewhere.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+QUANTISER = "quantiser"
+"""The entry of ``exporter`` with which `featpipe quantize` signs integers that overflow nowhere."""
 MAX_NAME = 100
 """Characters of a backbone's name."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")

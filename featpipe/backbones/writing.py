@@ -21,6 +21,7 @@ from featpipe.backbones._cores import usable_cores
 from featpipe.backbones.card import CARD_KEY, BackboneCard
 from featpipe.backbones.contract import INPUT, MAX_FILE_BYTES, check_backbone, with_fingerprint
 from featpipe.backbones.gate import EXPORT_COSINE, compare, photographs, realistic_images
+from featpipe.backbones.onnx_session import CPU, take_exact_integers
 from featpipe.errors import BackboneError
 from featpipe.types import Pixels
 
@@ -161,7 +162,8 @@ def gate(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    take_exact_integers(options)
+    session = onnxruntime.InferenceSession(data, options, providers=[CPU])
     if not isinstance(session.get_inputs()[0].shape[0], str):
         raise BackboneError(
             f"the {verb} of {card.name} has burnt in a fixed batch size: nothing was written"

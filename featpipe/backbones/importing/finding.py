@@ -79,8 +79,8 @@ def _check_asked(path: Path, view: View, asked: str) -> None:
     last = _listed(view.before(outputs, 6))
     if asked in view.from_images or asked in view.producer or asked in view.constants:
         raise BackboneError(
-            f"the tensor '{printable(asked)}' of {show_path(path)} is not computed from the images, "
-            f"so it cannot be the embedding; near the end there are {last}"
+            f"the tensor '{printable(asked)}' of {show_path(path)} is not computed from the "
+            f"images, so it cannot be the embedding; near the end there are {last}"
         )
     near = nearest(asked, view.producer)
     hint = f"did you mean {near}? " if near else ""
@@ -172,8 +172,8 @@ def _map_layout(path: Path, name: str, array: NDArray[Any]) -> Any:
     _, first, middle, last = array.shape
     if (first == middle) == (middle == last):
         raise BackboneError(
-            f"the shape of '{printable(name)}' in {show_path(path)}, {_shape(array)}, does not tell "
-            "which axis holds the channels: name another tensor with --output"
+            f"the shape of '{printable(name)}' in {show_path(path)}, {_shape(array)}, does not "
+            "tell which axis holds the channels: name another tensor with --output"
         )
     return "nchw" if middle == last else "nhwc"
 

@@ -22,6 +22,7 @@ from featpipe.backbones._cores import usable_cores
 from featpipe.backbones.gate import photographs
 from featpipe.backbones.importing.options import Arrays, Part, Reads
 from featpipe.backbones.importing.reading import too_large
+from featpipe.backbones.onnx_session import CPU, take_exact_integers
 from featpipe.errors import BackboneError
 from featpipe.types import Pixels
 
@@ -205,8 +206,9 @@ def open_quietly(path: Path, data: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     options.log_severity_level = _SILENT
+    take_exact_integers(options)
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, options, providers=[CPU])
     except Exception as exc:
         # Its exceptions share no base class.
         raise BackboneError(

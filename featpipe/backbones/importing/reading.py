@@ -100,14 +100,15 @@ def _check_opset(path: Path, model: onnx.ModelProto) -> None:
     found, newest = opset_of(model), onnx.defs.onnx_opset_version()
     if found > newest:
         raise BackboneError(
-            f"{show_path(path)} uses opset {found}, newer than the {newest} that the installed onnx "
-            f"{onnx.__version__} knows: upgrade onnx and onnxruntime, or write the file with "
+            f"{show_path(path)} uses opset {found}, newer than the {newest} that the installed "
+            f"onnx {onnx.__version__} knows: upgrade onnx and onnxruntime, or write the file with "
             f"opset {newest} or lower"
         )
     if found < OLDEST_OPSET:
         raise BackboneError(
-            f"{show_path(path)} uses opset {found}, older than the {OLDEST_OPSET} that ONNX Runtime "
-            "promises to read: convert it with onnx.version_converter.convert_version(model, 13)"
+            f"{show_path(path)} uses opset {found}, older than the {OLDEST_OPSET} that ONNX "
+            "Runtime promises to read: convert it with "
+            "onnx.version_converter.convert_version(model, 13)"
         )
 
 
@@ -216,8 +217,8 @@ def _tensors_of_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
 def _not_onnx(path: Path, data: bytes) -> BackboneError:
     if data.startswith(b"PK\x03\x04"):
         return BackboneError(
-            f"{show_path(path)} is a zip archive, as PyTorch and Keras write them, and no ONNX file: "
-            "export the network to ONNX first (docs/importing.md)"
+            f"{show_path(path)} is a zip archive, as PyTorch and Keras write them, and no ONNX "
+            "file: export the network to ONNX first (docs/importing.md)"
         )
     return BackboneError(f"{show_path(path)} is not an ONNX file, or it is cut short")
 

@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from featpipe._files import file_sha256, printable
-from featpipe.backbones.card import BackboneCard, check_name
+from featpipe.backbones.card import QUANTISER, BackboneCard, check_name
 from featpipe.backbones.catalog import find_entry
 from featpipe.backbones.importing.batch import check_batch, free_batch, tensors_that_tell
 from featpipe.backbones.importing.finding import find, tensors_to_look_at
@@ -229,6 +229,6 @@ def _notes(reads: Reads, options: ImportOptions) -> tuple[str, ...]:
 def _versions(model: onnx.ModelProto) -> dict[str, str]:
     """Return who wrote the file, then and now."""
     versions: dict[str, Any] = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    if model.producer_name:
+    if model.producer_name not in {"", QUANTISER}:
         versions[printable(model.producer_name)[:100]] = printable(model.producer_version)[:100]
     return versions

@@ -16,6 +16,7 @@ from convnet import SIDE, build_convnet
 from PIL import Image
 
 from featpipe import load_backbone
+from featpipe.backbones.card import QUANTISER
 from featpipe.backbones.gate import photographs
 from featpipe.backbones.quantize import Runner, int8, observe, prepare
 from featpipe.backbones.quantize.sensitivity import cosines
@@ -83,7 +84,7 @@ def test_the_card_tells_where_it_comes_from(models: Path, pieces: Path) -> None:
     for field in ("weights", "license", "dimension", "resize", "mean", "std", "imagenet_top1"):
         assert getattr(after, field) == getattr(before, field)
     assert after.exporter["tests"] == "1"
-    assert after.exporter["quantiser"].startswith("onnxruntime 1.")
+    assert after.exporter[QUANTISER].startswith("onnxruntime 1.")
     assert after.note == (
         f"convnet ({before.fingerprint}) in 8 bits: static QDQ, weights signed with a scale for "
         "every channel, activations unsigned, ranges by percentile from 32 images of pieces. "

@@ -104,6 +104,7 @@ def test_fp16_needs_no_images(models: Path) -> None:
     options = QuantizeOptions(precision="fp16")
     report = quantize("convnet", options=options, models_dir=models)
     assert report.path.name == "convnet_fp16.onnx"
+    assert QUANTISER not in report.card.exporter
     assert (report.images, report.held) == (0, 21)
     assert report.cosine_min > 0.9999
     assert report.card.note == (

@@ -110,8 +110,8 @@ def test_a_name_of_published_weights_is_refused(
     )
     assert (result.code, result.err) == (
         5,
-        "Error: 'resnet50' stands for published weights (IMAGENET1K_V1), which these are not: give "
-        "another --name\n",
+        "Error: 'resnet50' stands for published weights (IMAGENET1K_V1): give another name with "
+        "--name\n",
     )
     assert not (tmp_path / "models").exists()
 
@@ -164,7 +164,7 @@ def test_weights_that_are_not_the_default_are_exported_by_their_name(
     assert asked == [
         ("resnet50", "IMAGENET1K_V2", tmp_path),
         ("resnet50", None, tmp_path),
-        ("timm/resnet18", None, tmp_path),
+        ("timm/resnet18.a1_in1k", None, tmp_path),
         ("timm/unlisted", None, tmp_path),
     ]
 

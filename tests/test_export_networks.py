@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from featpipe.backbones.export import (  # noqa: E402
     from_torchvision,
     tap,
 )
-from featpipe.backbones.export.options import asked_resize  # noqa: E402
+from featpipe.backbones.export.options import asked_name, asked_resize  # noqa: E402
 from featpipe.backbones.gate import compare, photographs  # noqa: E402
 from featpipe.errors import BackboneError  # noqa: E402
 from featpipe.types import ResizeRule  # noqa: E402
@@ -112,7 +114,7 @@ def test_inception_changes_the_normalisation_by_itself() -> None:
 
 def test_a_layer_can_be_named(tmp_path: Path) -> None:
     """VGG's convolutions are averaged over space; the map comes along; the name tells."""
-    network = untrained_network("vgg11", 32)
+    network = untrained_network("vgg11", 96)
     options = ExportOptions(layer="features", models_dir=tmp_path)
     done = export.export_network(network, options, batches=(1, 3))
     assert (done.card.name, done.card.dimension, done.card.layer) == (
@@ -123,19 +125,31 @@ def test_a_layer_can_be_named(tmp_path: Path) -> None:
     assert done.has_feature_map
     assert done.card.parameters is None
     session = load_backbone(done.path).open_session("cpu")
-    images = photographs(3, 32)
+    images = photographs(3, 96)
     maps = session.feature_maps(images)
-    assert maps.shape == (3, 512, 1, 1)
+    assert maps.shape == (3, 512, 3, 3)
     assert maps.mean(axis=(2, 3)) == pytest.approx(session.run(images), abs=1e-5)
 
 
-def test_a_layer_inside_the_network_can_be_named(tmp_path: Path) -> None:
-    """A convolution whose normalisation would be folded into it gives its own output."""
+@pytest.mark.parametrize(("layer", "length"), [("layer3.0.conv2", 256), ("layer1.0.bn2", 64)])
+def test_a_layer_inside_the_network_gives_its_own_output(
+    tmp_path: Path, layer: str, length: int
+) -> None:
+    """Neither what is folded into it, nor what later works in place on its tensor."""
     network = untrained_network("resnet18", 64)
-    options = ExportOptions(layer="layer3.0.conv2", models_dir=tmp_path)
+    kept = []
+    watched = network.headless.get_submodule(layer)
+    handle = watched.register_forward_hook(lambda _m, _i, output: kept.append(output.clone()))
+    images = photographs(3, 64)
+    with torch.no_grad():
+        network.headless((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.45) / 0.25)
+    handle.remove()
+    options = ExportOptions(layer=layer, models_dir=tmp_path)
     done = export.export_network(network, options, batches=(1, 3))
-    assert done.card.dimension == 256
-    assert done.card.name == "resnet18-layer3.0.conv2"
+    assert (done.card.dimension, done.card.name) == (length, f"resnet18-{layer}")
+    maps = load_backbone(done.path).open_session("cpu").feature_maps(images)
+    assert maps == pytest.approx(kept[0].numpy(), abs=1e-3)
+    assert maps.min() < -0.01
 
 
 @pytest.mark.parametrize(
@@ -167,9 +181,17 @@ class Odd(nn.Module):
         super().__init__()
         self.pairs = Pairs()
         self.tokens = nn.Flatten(2)
+        self.last = Last()
+        self.idle = nn.Identity()
 
     def forward(self, x: Any) -> Any:
+        self.last(x)
         return self.tokens(self.pairs(x)[0]).mean(2)
+
+
+class Last(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x.permute(0, 2, 3, 1)
 
 
 class Pairs(nn.Module):
@@ -178,14 +200,20 @@ class Pairs(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layer", "found"), [("pairs", "tuple"), ("tokens", "a tensor of 3 dimensions")]
+    ("layer", "found"),
+    [
+        ("pairs", "gives tuple"),
+        ("tokens", "gives a tensor of 3 dimensions"),
+        ("last", "gives a tensor (2, 8, 8, 3), whose channels come last"),
+        ("idle", "is not run"),
+    ],
 )
 def test_a_layer_that_is_no_map_is_refused(layer: str, found: str) -> None:
     """The message says what the layer gives."""
     with pytest.raises(BackboneError) as error:
         tap.without_classifier(Odd(), torch.zeros(2, 3, 8, 8), "odd", layer)
     assert str(error.value) == (
-        f"the layer '{layer}' of odd gives {found}: name one that gives a map (N, C, h, w) or a "
+        f"the layer '{layer}' of odd {found}: name one that gives a map (N, C, h, w) or a "
         "vector (N, D)"
     )
 
@@ -211,6 +239,109 @@ def test_a_map_that_only_looks_like_it_is_not_given() -> None:
 def test_flags_change_the_preparation(options: ExportOptions, rule: ResizeRule) -> None:
     """Another size keeps the proportion of resize to crop."""
     assert asked_resize(ResizeRule(256, 224), options) == rule
+
+
+def test_timms_size_is_timms_own_rule() -> None:
+    """Rounded down from the part that timm states, not scaled from what was rounded before."""
+    rule = asked_resize(ResizeRule(256, 224), ExportOptions(size=260), 0.875)
+    assert rule == ResizeRule(297, 260)
+    assert asked_resize(ResizeRule(235, 224), ExportOptions(), 0.95) == ResizeRule(235, 224)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (ExportOptions(), "resnet18"),
+        (ExportOptions(size=224, resize=256, interpolation="bicubic"), "resnet18"),
+        (ExportOptions(layer="layer3", size=96), "resnet18-layer3-96px"),
+        (ExportOptions(resize=300), "resnet18-resize300"),
+        (ExportOptions(interpolation="nearest"), "resnet18-nearest"),
+        (ExportOptions(mean=(0.5, 0.5, 0.5)), "resnet18-norm"),
+        (ExportOptions(name="mine", size=96), "mine"),
+    ],
+)
+def test_the_name_tells_what_is_unusual(options: ExportOptions, name: str) -> None:
+    """Whoever finds the file must not take it for the usual backbone."""
+    network = replace(untrained_network("resnet18", 32), name="resnet18")
+    network = replace(network, card=replace(network.card, resize=ResizeRule(256, 224)))
+    found = asked_name(network, options)
+    assert found == name or re.fullmatch(rf"{name}[0-9a-f]{{4}}", found)
+
+
+@pytest.mark.parametrize(
+    ("options", "published", "said"),
+    [
+        (ExportOptions(), False, "stands for published weights (IMAGENET1K_V1)"),
+        (ExportOptions(name="resnet18", size=96), True, "stands for published weights"),
+        (ExportOptions(name="resnet18", layer="layer3"), True, "stands for published weights"),
+        (ExportOptions(name="timm-resnet50.a1_in1k"), True, "stands for published weights"),
+        (ExportOptions(name="timm-resnet50"), True, "stands for published weights"),
+        (ExportOptions(name="raw_pixels"), True, "is a backbone that came with featpipe"),
+    ],
+)
+def test_names_of_published_weights_are_kept_free(
+    options: ExportOptions, published: bool, said: str
+) -> None:
+    """Other weights, another layer or other images do not take them."""
+    network = replace(untrained_network("resnet18", 32), published=published)
+    with pytest.raises(BackboneError) as error:
+        asked_name(network, options)
+    assert said in str(error.value)
+    assert str(error.value).endswith(": give another name with --name")
+
+
+def test_another_backbone_of_that_name_is_kept(tmp_path: Path) -> None:
+    """The same export may be made again; another one needs --replace."""
+    network = untrained_network("squeezenet1_1", 64)
+    options = ExportOptions(name="mine", models_dir=tmp_path)
+    first = export.export_network(network, options, batches=(1,))
+    export.export_network(network, options, batches=(1,))
+    other = replace(network, card=replace(network.card, weights="others"))
+    with pytest.raises(BackboneError) as error:
+        export.export_network(other, options, batches=(1,))
+    assert str(error.value) == (
+        f"{first.path} exists already, made of random, seed 0: give another name with --name, or "
+        "overwrite it with --replace"
+    )
+    export.export_network(other, replace(options, replace=True), batches=(1,))
+    assert load_backbone(first.path).card.weights == "others"
+
+
+def test_a_size_that_a_network_cannot_take_is_a_sentence() -> None:
+    """AlexNet on one pixel."""
+    network = untrained_network("alexnet", 64)
+    with pytest.raises(BackboneError) as error:
+        export.export_network(network, ExportOptions(size=1))
+    assert re.fullmatch(
+        r"alexnet cannot be run on 1 pixels \(.+\): give another --size", str(error.value)
+    )
+
+
+class Shared(nn.Module):
+    """A convolution that two normalisations read, one that runs twice, one read by a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twice = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.live = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: Any) -> Any:
+        x = self.conv(x)
+        x = self.first(x) + self.second(x)
+        return self.live(self.twice(self.twice(x))).mean(dim=(2, 3))
+
+
+def test_only_what_stays_the_same_is_folded() -> None:
+    """What others read, too, is left alone."""
+    from featpipe.backbones.export.module import fold_batch_norms
+
+    model = conditioned(Shared(), 16)
+    pixels = torch.randn(2, 3, 16, 16)
+    folded = fold_batch_norms(model, pixels)
+    assert len([m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]) == 3
+    with torch.no_grad():
+        assert torch.allclose(folded(pixels), model(pixels))
 
 
 def test_weights_say_how_images_are_prepared() -> None:
@@ -302,7 +433,7 @@ def test_an_unknown_network_of_timm_brings_the_nearest() -> None:
         from_timm.split_name("resnett50")
     assert str(error.value) == (
         f"timm {timm.__version__} has no network 'resnett50': did you mean timm/resnet50 or "
-        "timm/resnetrs50 or timm/resnet50t?"
+        "timm/resnet50t or timm/resnet50s?"
     )
     with pytest.raises(BackboneError) as error:
         from_timm.split_name("resnet10t.none")

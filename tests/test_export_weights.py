@@ -186,6 +186,8 @@ def test_a_checkpoint_of_ones_own_is_not_called_by_the_published_name(
         ("mine", "resnet18-mine"),
         ("resnet18", "resnet18-own"),
         ("resnet18-ants", "resnet18-ants"),
+        ("resnet18.v1", "resnet18.v1"),
+        ("модель", "resnet18-own"),
     ):
         path = tmp_path / f"{stem}.pth"
         torch.save(state, path)
@@ -196,6 +198,81 @@ def test_a_checkpoint_of_ones_own_is_not_called_by_the_published_name(
         )
         assert network.card.license == "that of the checkpoint, which names none"
         assert network.card.imagenet_top1 is None
+        assert not network.published
+
+
+def test_the_card_says_which_part_of_a_file_was_taken(
+    tmp_path: Path, state: dict[str, Any]
+) -> None:
+    """Averaged weights, and a prefix: nobody has to guess."""
+    path = tmp_path / "mine.pth"
+    torch.save({"model": {}, "ema": prefixed("module.")(state)}, path)
+    network = export.build_network("resnet18", ExportOptions(weights=str(path)))
+    assert network.card.weights.startswith("mine.pth (ema.module), prepared as ")
+
+
+def test_a_file_that_holds_the_network_twice_is_refused(
+    tmp_path: Path, state: dict[str, Any]
+) -> None:
+    """Which of them is meant cannot be told, and is not guessed."""
+    path = tmp_path / "weights.pth"
+    torch.save({**prefixed("encoder_k.")(state), **prefixed("encoder_q.")(state)}, path)
+    assert refused(path) == (
+        f"the checkpoint {path} holds the network more than once, as 'encoder_k.' and "
+        "'encoder_q.': save the one that is meant by itself"
+    )
+
+
+def test_integers_are_not_taken_for_weights(tmp_path: Path, state: dict[str, Any]) -> None:
+    """Quantised weights without their scale would be other numbers."""
+    path = tmp_path / "weights.pth"
+    torch.save({**state, "conv1.weight": (state["conv1.weight"] * 99).to(torch.int8)}, path)
+    assert refused(path) == (
+        f"the checkpoint {path} does not fit resnet18: 1 of another type: conv1.weight torch.int8, "
+        "not torch.float32: choose the network that the weights were trained with"
+    )
+
+
+def test_a_form_without_plain_numbers_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+    """Sparse and complex tensors are named."""
+    path = tmp_path / "weights.pth"
+    for tensor in (state["fc.weight"].to_sparse(), state["fc.weight"].to(torch.complex64)):
+        torch.save({**state, "fc.weight": tensor}, path)
+        assert refused(path) == (
+            f"the checkpoint {path} holds 'fc.weight' in a form that has no plain numbers: save "
+            "model.state_dict() of the network in float32"
+        )
+
+
+def test_a_dictionary_that_holds_itself_ends(tmp_path: Path) -> None:
+    """Wrappers without end are no state dict."""
+    loop: dict[str, Any] = {}
+    loop["state_dict"] = loop
+    path = tmp_path / "weights.pth"
+    torch.save(loop, path)
+    assert refused(path) == (
+        f"the checkpoint {path} holds no tensors by name: save model.state_dict()"
+    )
+
+
+def test_a_damaged_old_checkpoint_is_a_sentence(tmp_path: Path) -> None:
+    """The readers of the old format meet damage with any exception."""
+    import random
+
+    path = tmp_path / "weights.pth"
+    model = torch.nn.Linear(3, 3).state_dict()
+    torch.save(model, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_weights(path)
+        except BackboneError as error:
+            assert str(path) in str(error)  # noqa: PT017 - some damage changes numbers only
 
 
 def test_the_published_file_is_known_by_its_digest(
@@ -262,10 +339,13 @@ def test_a_file_put_in_place_by_hand_is_used(
     assert download.fetch("http://127.0.0.1:9/resnet50-0676ba61.pth", "V1") == place
 
 
+@pytest.mark.parametrize(
+    "asked", [None, "IMAGENET1K_V1", "imagenet1k_v1", "ResNet18_Weights.IMAGENET1K_V1"]
+)
 def test_a_cached_file_that_is_another_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, Any], asked: str | None
 ) -> None:
-    """What stands under the published name must be the published file."""
+    """What stands under the published name must be the published file, however it is asked for."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     chosen, _ = from_torchvision.choose_weights("resnet18", None)
     place = tmp_path / "hub" / "checkpoints" / chosen.url.rpartition("/")[2]
@@ -273,7 +353,7 @@ def test_a_cached_file_that_is_another_one_is_refused(
     torch.save(state, place)
     digest = read_weights(place).sha256
     with pytest.raises(BackboneError) as error:
-        export.build_network("resnet18", ExportOptions())
+        export.build_network("resnet18", ExportOptions(weights=asked))
     assert str(error.value) == (
         f"{place} is not the file that torchvision publishes as ResNet18_Weights.IMAGENET1K_V1 "
         f"(its SHA-256 begins with {digest[:8]}): delete it and run the same command again"
@@ -321,18 +401,35 @@ def test_a_file_of_timm_becomes_a_backbone(tmp_path: Path) -> None:
     model: Any = conditioned(from_timm.untrained("resnet10t"), 64)
     path = tmp_path / "ants.safetensors"
     safetensors.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    # Another tag than the default one: its images are prepared otherwise.
     options = ExportOptions(weights=str(path), size=64, models_dir=tmp_path)
     done = export.export_network(
         export.build_network("timm/resnet10t", options), options, batches=(1, 3)
     )
     assert done.card.name == "timm-resnet10t-ants-64px"
-    assert done.card.weights.startswith("ants.safetensors, SHA-256 ")
+    assert done.card.weights.startswith("ants.safetensors, prepared as timm's resnet10t, SHA-256 ")
     images = photographs(3, 64)
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (done.card.mean, done.card.std))
     with torch.no_grad():
         pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
         expected = model.forward_features(pixels).mean(dim=(2, 3)).numpy()
     assert compare(expected, load_backbone(done.path).open_session("cpu").run(images)) > 0.99999
+
+
+def test_a_tag_says_how_weights_of_ones_own_are_prepared(tmp_path: Path) -> None:
+    """What the offline message recommends gives the tag's own resize, and its name."""
+    path = tmp_path / "model.safetensors"
+    model: Any = from_timm.untrained("resnet18")
+    safetensors.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    asked = ExportOptions(weights=str(path))
+    default = export.build_network("timm/resnet18.a1_in1k", asked)
+    other = export.build_network("timm/resnet18.tv_in1k", asked)
+    assert (default.card.resize.resize, default.card.resize.interpolation) == (235, "bicubic")
+    assert (other.card.resize.resize, other.card.resize.interpolation) == (256, "bilinear")
+    assert (default.name, other.name) == (
+        "timm-resnet18.a1_in1k-model",
+        "timm-resnet18.tv_in1k-model",
+    )
 
 
 @pytest.mark.slow

@@ -376,6 +376,18 @@ def test_a_default_of_timm_is_found_under_its_full_name(tmp_path: Path) -> None:
     assert load_backbone("timm/resnet50", tmp_path).path == path
 
 
+def test_several_weights_of_a_network_that_is_not_listed(tmp_path: Path) -> None:
+    """One file with its name is the one that is meant; of two, none."""
+    build_tiny_backbone(tmp_path / "timm-unlisted.a.onnx", "timm-unlisted.a")
+    assert load_backbone("timm/unlisted", tmp_path).name == "timm-unlisted.a"
+    build_tiny_backbone(tmp_path / "timm-unlisted.b.onnx", "timm-unlisted.b")
+    with pytest.raises(BackboneError) as error:
+        load_backbone("timm/unlisted", tmp_path)
+    assert str(error.value) == (
+        "several backbones were made of timm/unlisted: name one of timm-unlisted.a, timm-unlisted.b"
+    )
+
+
 def test_without_torch_the_message_has_both_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Result]
 ) -> None:

@@ -74,22 +74,22 @@ def conditioned(model: Any, size: int) -> Any:
             for name, parameter in module.named_parameters(recurse=False):
                 low, high = parameter.min(), parameter.max()
                 if norm and name == "weight":
-                    parameter.uniform_(0.5, 1.5)
+                    parameter.uniform_(0.5, 1.0)
                 elif norm and name == "bias":
                     parameter.normal_(0, 0.1)
                 elif low == high and abs(float(low)) <= 1e-4 and name != "bias":
                     parameter.uniform_(0.1, 0.3)
-        norms = [m for m in model.modules() if isinstance(m, NORMS)]
+        norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
         for module in norms:
             module.reset_running_stats()
             module.momentum = None
             module.train()
-        pixels = torch.from_numpy(gate_images(12, size, 1)).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(gate_images(24, size, 1)).permute(0, 3, 1, 2).float()
         model((pixels / 255 - 0.45) / 0.25)
         for module in norms:
             # A channel that hardly varies would be multiplied until rounding is all there is.
             variance = module.running_var
-            variance.clamp_(min=0.1 * float(variance.median()))
+            variance.clamp_(min=0.5 * float(variance.median()))
     return model.eval()
 
 

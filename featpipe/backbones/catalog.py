@@ -87,6 +87,7 @@ def find_entry(name: str) -> CatalogEntry | None:
     True
     """
     entries = read_catalog()
-    exact = (e for e in entries if e.name == name)
-    default = (e for e in entries if e.default and e.network == name)
+    # `timm-NAME` is how the file is called that `timm/NAME` is exported to.
+    exact = (e for e in entries if name in {e.name, e.file_name})
+    default = (e for e in entries if e.default and name in {e.network, e.network.replace("/", "-")})
     return next(exact, None) or next(default, None)

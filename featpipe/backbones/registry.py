@@ -25,7 +25,7 @@ from platformdirs import user_data_path
 
 from featpipe._files import nearest, printable
 from featpipe.backbones.card import MAX_NAME
-from featpipe.backbones.catalog import read_catalog
+from featpipe.backbones.catalog import find_entry, read_catalog
 from featpipe.errors import BackboneError
 
 BUILTIN = "efficientnet_lite0"
@@ -127,6 +127,27 @@ def _own_folders(models_dir: str | os.PathLike[str] | None) -> list[Path]:
     asked = [] if models_dir is None else [Path(models_dir)]
     named = [Path(p) for p in os.environ.get("FEATPIPE_MODELS", "").split(os.pathsep) if p]
     return [*asked, *named, user_data_path("featpipe", appauthor=False) / "models"]
+
+
+def check_name_is_free(name: str) -> None:
+    """Raise where a name stands for a backbone that comes with featpipe or can be exported.
+
+    Raises
+    ------
+    BackboneError
+        Weights of another origin must not be found under such a name.
+    """
+    if (_shipped_folder() / f"{name}{SUFFIX}").exists():
+        raise BackboneError(
+            f"'{printable(name)}' is a backbone that came with featpipe: give another name with "
+            "--name"
+        )
+    entry = find_entry(name)
+    if entry is not None:
+        raise BackboneError(
+            f"'{printable(name)}' stands for published weights ({printable(entry.weights)}): give "
+            "another name with --name"
+        )
 
 
 def _shipped_folder() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -17,6 +17,7 @@ from featpipe.commands._common import (
     print_json,
     say,
 )
+from featpipe.types import Interpolation
 
 if TYPE_CHECKING:
     from featpipe.backbones.card import BackboneCard
@@ -181,11 +182,12 @@ def _row(name: str, value: str) -> str:
 @click.option(
     "--resize", type=click.IntRange(1, 4096), metavar="N", help="Shorter side before the crop."
 )
-@click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]))
+@click.option("--interpolation", type=click.Choice(get_args(Interpolation)))
 @normalisation_options("[default: the weights' own]")
 @click.option("--name", "called", metavar="TEXT", help="Name of the backbone.")
 @click.option("--license", "licence", metavar="TEXT", help="Licence of the weights.")
 @models_dir_option
+@click.option("--replace", is_flag=True, help="Overwrite another backbone of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 @debug_option
 def export(
@@ -200,6 +202,7 @@ def export(
     called: str | None,
     licence: str | None,
     models_dir: Path | None,
+    replace: bool,
     as_json: bool,
 ) -> None:
     """Make a backbone of the network NAME, with its pretrained weights.
@@ -230,6 +233,7 @@ def export(
         std=std,
         name=called,
         license=licence,
+        replace=replace,
         models_dir=models_dir,
     )
     done = export_backbone(name, options)

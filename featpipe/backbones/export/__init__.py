@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import logging
 from dataclasses import replace
+from pathlib import Path
 
-import torch
 from torch import nn
 
 from featpipe._files import printable
 from featpipe.backbones.card import BackboneCard
+from featpipe.backbones.contract import peek_card
 from featpipe.backbones.export import from_timm, from_torchvision
 from featpipe.backbones.export.module import export_module
 from featpipe.backbones.export.options import (
@@ -25,7 +26,7 @@ from featpipe.backbones.export.options import (
     asked_name,
 )
 from featpipe.backbones.export.packages import PACKAGES, lite_features
-from featpipe.backbones.export.tap import example_pixels, without_classifier
+from featpipe.backbones.export.tap import example_pixels, run, without_classifier
 from featpipe.backbones.registry import SUFFIX, models_folder
 from featpipe.backbones.writing import GATE_BATCHES
 from featpipe.errors import BackboneError
@@ -102,15 +103,38 @@ def export_network(
     BackboneError, WriteError
         As `export_backbone`.
     """
-    card = asked_card(network.card, options)
+    card = asked_card(network, options)
     card = replace(card, name=asked_name(network, options))
     layer = options.layer or network.layer
     features, card = _finished(network, card, layer)
     path = models_folder(options.models_dir) / f"{card.name}{SUFFIX}"
+    _keep_others(path, card, replace=options.replace)
     _log.info("%s", _described(card))
-    has_map = isinstance(_try(features, card), tuple)
+    has_map = isinstance(run(features, example_pixels(card), network.name), tuple)
     written = export_module(features, card, path, batches=batches)
     return Exported(path, written, has_map)
+
+
+def _keep_others(path: Path, card: BackboneCard, *, replace: bool) -> None:
+    """Raise where the file is there and was made of other weights, or in another way."""
+    if replace or not path.exists():
+        return
+    try:
+        there = peek_card(path)
+    except BackboneError:
+        return  # damaged: nobody can use it
+    same = (there.weights, there.layer, there.preprocessing(), there.mean, there.std) == (
+        card.weights,
+        card.layer,
+        card.preprocessing(),
+        card.mean,
+        card.std,
+    )
+    if not same:
+        raise BackboneError(
+            f"{printable(str(path))} exists already, made of {printable(there.weights)}: give "
+            "another name with --name, or overwrite it with --replace"
+        )
 
 
 def _finished(
@@ -118,11 +142,10 @@ def _finished(
 ) -> tuple[nn.Module, BackboneCard]:
     """Return the module to export, and the card with what only a run of it tells."""
     pixels = example_pixels(card)
-    if isinstance(_try(network.headless, card), tuple) and layer is None:
+    if isinstance(run(network.headless, pixels, network.name), tuple) and layer is None:
         return network.headless, card
-    features = without_classifier(network.headless, pixels, card.name, layer)
-    with torch.no_grad():
-        output = features(pixels)
+    features = without_classifier(network.headless, pixels, network.name, layer)
+    output = run(features, pixels, network.name)
     vectors = output[0] if isinstance(output, tuple) else output
     parameters = sum(p.numel() for p in network.headless.parameters()) if layer is None else None
     return features, replace(
@@ -132,11 +155,6 @@ def _finished(
         layer=layer,
         gflops=card.gflops if layer is None else None,
     )
-
-
-def _try(features: nn.Module, card: BackboneCard) -> object:
-    with torch.no_grad():
-        return features(example_pixels(card))
 
 
 def _described(card: BackboneCard) -> str:

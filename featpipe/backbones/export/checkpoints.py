@@ -7,7 +7,6 @@ What is the same network is found; what is not is listed by key and shape.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import warnings
 from collections import Counter
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from featpipe._files import printable
+from featpipe._files import file_sha256, first_line, printable
 from featpipe.errors import BackboneError
 
 SAFE, PICKLED = ".safetensors", (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -29,6 +28,8 @@ SAFE, PICKLED = ".safetensors", (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _WRAPPERS = (
     "state_dict_ema",
     "model_ema",
+    "ema_state_dict",
+    "ema",
     "state_dict",
     "model_state_dict",
     "model",
@@ -37,6 +38,7 @@ _WRAPPERS = (
     "weights",
 )
 _SHOWN = 8
+_DEEPEST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,19 @@ class Weights:
         Of the file's bytes.
     tensors : mapping of str to Tensor
         By the names that they have in the file, wrappers taken off.
+    wrappers : tuple of str
+        The dictionaries in which they stood, outermost first.
     """
 
     path: Path
     sha256: str
     tensors: Mapping[str, torch.Tensor]
+    wrappers: tuple[str, ...] = ()
+
+    def origin(self, prefix: str = "") -> str:
+        """Return the file's name, and which part of it was taken, for the card."""
+        part = ".".join((*self.wrappers, prefix.rstrip("."))).strip(".")
+        return f"{self.path.name} ({part})" if part else self.path.name
 
 
 def read_weights(path: Path) -> Weights:
@@ -71,20 +81,15 @@ def read_weights(path: Path) -> Weights:
             f"{shown} is not a checkpoint that featpipe reads: give a .safetensors, .pth or .pt "
             "file, or the name of published weights (featpipe models NAME lists them)"
         )
+    if not path.is_file():
+        raise BackboneError(f"there is no checkpoint {shown}: check the path")
     try:
         digest = file_sha256(path)
-    except FileNotFoundError:
-        raise BackboneError(f"there is no checkpoint {shown}: check the path") from None
     except OSError as exc:
         raise BackboneError(f"cannot read the checkpoint {shown}: {exc.strerror or exc}") from exc
     content = _load_safe(path) if path.suffix.lower() == SAFE else _load_pickled(path)
-    return Weights(path, digest, _unwrap(content, shown))
-
-
-def file_sha256(path: Path) -> str:
-    """Return SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    tensors, wrappers = _unwrap(content, shown)
+    return Weights(path, digest, tensors, wrappers)
 
 
 def _load_safe(path: Path) -> Any:
@@ -110,36 +115,39 @@ def _load_pickled(path: Path) -> Any:
             "which featpipe does not: where you trust the file, load it with torch and save "
             "model.state_dict() alone"
         ) from exc
-    # A cut or foreign file meets torch's readers with any of these.
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError) as exc:
-        lines = str(exc).strip().splitlines()
+    # A cut, foreign or hostile file meets torch's readers with any exception.
+    except Exception as exc:
         raise BackboneError(
-            f"the checkpoint {shown} cannot be read by torch "
-            f"({printable(lines[0][:200]) if lines else type(exc).__name__}): fetch or save it "
-            "again, as a state_dict"
+            f"the checkpoint {shown} cannot be read by torch ({first_line(exc)}): fetch or save "
+            "it again, as a state_dict"
         ) from exc
 
 
-def _unwrap(content: Any, shown: str) -> dict[str, torch.Tensor]:
-    """Take off the dictionaries that trainers put around a state dict."""
-    while isinstance(content, Mapping):
-        inner = next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), None)
-        if inner is None:
+def _unwrap(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Take off the dictionaries that trainers put around a state dict, and say which."""
+    wrappers: list[str] = []
+    while isinstance(content, Mapping) and len(wrappers) < _DEEPEST:
+        name = next((w for w in _WRAPPERS if isinstance(content.get(w), Mapping)), None)
+        if name is None:
             break
-        content = inner
-    tensors = (
-        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
+        wrappers.append(name)
+        content = content[name]
+    values = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(k): v for k, v in values if isinstance(v, torch.Tensor)}
     if not tensors:
         raise BackboneError(
             f"the checkpoint {shown} holds no tensors by name: save model.state_dict()"
         )
-    return tensors
+    for key, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_sparse or tensor.is_quantized or tensor.is_complex():
+            raise BackboneError(
+                f"the checkpoint {shown} holds '{printable(key[:80])}' in a form that has no plain "
+                "numbers: save model.state_dict() of the network in float32"
+            )
+    return tensors, tuple(wrappers)
 
 
-def fit_weights(model: nn.Module, weights: Weights, heads: Iterable[str], name: str) -> None:
+def fit_weights(model: nn.Module, weights: Weights, heads: Iterable[str], name: str) -> str:
     """Load the weights into a network, in place; its classifier may differ or be missing.
 
     Parameters
@@ -152,22 +160,29 @@ def fit_weights(model: nn.Module, weights: Weights, heads: Iterable[str], name: 
     name : str
         The network, as the message names it.
 
+    Returns
+    -------
+    str
+        The prefix that was taken off the names; '' where there was none.
+
     Raises
     ------
     BackboneError
-        When a tensor is missing, left over or of another shape; up to eight of each are
-        listed by key and shape.
+        When a tensor is missing, left over or of another shape or type, up to eight of each
+        listed by key and shape; or when the file holds the network twice.
     """
     target = model.state_dict()
-    prefix = _best_prefix(weights.tensors, target)
+    prefix = _best_prefix(weights, target)
     given = {k[len(prefix) :]: v for k, v in weights.tensors.items() if k.startswith(prefix)}
     wanted = {k: v for k, v in target.items() if not _is_below(k, heads)}
     found = {k: v for k, v in given.items() if not _is_below(k, heads)}
     # Older checkpoints lack this counter, which inference does not use.
     missing = [k for k in wanted if k not in found and not k.endswith("num_batches_tracked")]
     left_over = [k for k in found if k not in wanted]
-    other = [k for k in found if k in wanted and found[k].shape != wanted[k].shape]
-    if missing or left_over or other:
+    both = [k for k in found if k in wanted]
+    other = [k for k in both if found[k].shape != wanted[k].shape]
+    types = [k for k in both if found[k].is_floating_point() != wanted[k].is_floating_point()]
+    if missing or left_over or other or types:
         raise BackboneError(
             f"the checkpoint {printable(str(weights.path))} does not fit {name}: "
             + "; ".join(
@@ -179,24 +194,36 @@ def fit_weights(model: nn.Module, weights: Weights, heads: Iterable[str], name: 
                         "of another shape",
                         ((k, f"{_shape(found[k])}, not {_shape(wanted[k])}") for k in other),
                     ),
+                    _listed(
+                        "of another type",
+                        ((k, f"{found[k].dtype}, not {wanted[k].dtype}") for k in types),
+                    ),
                 )
                 if part
             )
             + ": choose the network that the weights were trained with"
         )
     model.load_state_dict({**target, **{k: v.to(target[k].dtype) for k, v in found.items()}})
+    return prefix
 
 
-def _best_prefix(given: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> str:
-    """Return the prefix below which most of the network's tensors are found; '' if in doubt."""
+def _best_prefix(weights: Weights, target: Mapping[str, torch.Tensor]) -> str:
+    """Return the prefix below which most of the network's tensors are found; '' if none is."""
     votes: Counter[str] = Counter()
-    for key, tensor in given.items():
+    for key, tensor in weights.tensors.items():
         parts = key.split(".")
         for depth in range(min(len(parts), 6)):
             prefix, rest = ".".join(parts[:depth]), ".".join(parts[depth:])
             if rest in target and target[rest].shape == tensor.shape:
                 votes[f"{prefix}." if prefix else ""] += 1
-    return max(votes, key=lambda p: (votes[p], -len(p)), default="")
+    first = [prefix for prefix, count in votes.most_common() if count == max(votes.values())]
+    if len(first) > 1:
+        raise BackboneError(
+            f"the checkpoint {printable(str(weights.path))} holds the network more than once, as "
+            f"{' and '.join(repr(printable(prefix)) for prefix in first)}: save the one that is "
+            "meant by itself"
+        )
+    return first[0] if first else ""
 
 
 def _is_below(key: str, modules: Iterable[str]) -> bool:

@@ -14,10 +14,10 @@ from urllib.parse import urlparse
 
 import torch
 from huggingface_hub import get_session, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError
 
-from featpipe._files import make_folder, printable
+from featpipe._files import first_line, make_folder, printable
 from featpipe.errors import BackboneError
 
 SECONDS = 20.0
@@ -76,8 +76,7 @@ def fetch_from_hub(repository: str, names: Sequence[str], what: str) -> Path:
                     return Path(hf_hub_download(repository, name))
         # What the client raises depends on its version and on what it is built on.
         except Exception as exc:
-            lines = str(exc).strip().splitlines()
-            reason = printable(lines[0][:200]) if lines else type(exc).__name__
+            reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else first_line(exc)
             raise BackboneError(_no_hub(what, reason, names[0], address)) from exc
     raise BackboneError(_no_hub(what, f"{repository} holds no such file", names[0], address))
 
@@ -103,13 +102,11 @@ def _quiet_hub() -> Iterator[None]:
 
 def no_network(what: str, url: str, path: Path, error: BaseException) -> str:
     """Return the sentence for weights that cannot be fetched."""
-    reason = getattr(error, "reason", None) or error
-    lines = str(reason).strip().splitlines()
+    reason = getattr(error, "reason", None)
+    why = first_line(reason if isinstance(reason, BaseException) else error)
     return (
-        f"the weights {what} cannot be fetched "
-        f"({printable(lines[0][:200]) if lines else type(error).__name__}): fetch {url} on a "
-        f"machine with a network and put it at {printable(str(path))}, or name it with "
-        "--weights FILE"
+        f"the weights {what} cannot be fetched ({why}): fetch {url} on a machine with a network "
+        f"and put it at {printable(str(path))}, or name it with --weights FILE"
     )
 
 

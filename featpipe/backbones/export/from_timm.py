@@ -13,11 +13,11 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from featpipe._files import printable, slug
+from featpipe._files import file_sha256, printable
 from featpipe.backbones.card import BackboneCard, triple
-from featpipe.backbones.export.checkpoints import file_sha256, fit_weights, read_weights
+from featpipe.backbones.export.checkpoints import fit_weights, read_weights
 from featpipe.backbones.export.download import fetch, fetch_from_hub
-from featpipe.backbones.export.options import ExportOptions, Network
+from featpipe.backbones.export.options import ExportOptions, Network, ascii_slug
 from featpipe.errors import BackboneError
 from featpipe.types import ResizeRule
 
@@ -51,15 +51,17 @@ def build(name: str, options: ExportOptions) -> Network:
         origin = f"timm {version}, {called}, SHA-256 {file_sha256(file)}"
         license_ = published.license or "not stated by timm"
     else:
-        model = untrained(architecture)
+        # The tag says how images were prepared, also for weights of one's own.
+        full = f"{architecture}.{tag}" if tag else architecture
+        model = untrained(full)
         weights = read_weights(Path(asked))
-        fit_weights(model, weights, classifier_names(model), f"{PREFIX}{architecture}")
-        origin = f"{weights.path.name}, SHA-256 {weights.sha256}"
-        called = f"{architecture}-{slug(weights.path.name.partition('.')[0], 'own')}"
+        prefix = fit_weights(model, weights, classifier_names(model), f"{PREFIX}{full}")
+        origin = f"{weights.origin(prefix)}, prepared as timm's {full}, SHA-256 {weights.sha256}"
+        called = f"{full}-{ascii_slug(weights.path.stem)}"
         license_ = "that of the checkpoint, which names none"
     config = resolve_model_data_config(model)
     card = BackboneCard(
-        name=slug(f"timm-{called}", "timm"),
+        name=f"timm-{called}",
         weights=origin,
         license=license_,
         dimension=1,
@@ -67,7 +69,13 @@ def build(name: str, options: ExportOptions) -> Network:
         mean=triple(config["mean"]),
         std=triple(config["std"]),
     )
-    return Network(card.name, TimmHeadless(model).eval(), card)
+    return Network(
+        card.name,
+        TimmHeadless(model).eval(),
+        card,
+        published=asked is None,
+        crop_part=config["crop_pct"],
+    )
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -103,7 +111,7 @@ def tags(architecture: str) -> list[str]:
 
 
 def untrained(architecture: str) -> nn.Module:
-    """Build an architecture with random weights, in eval mode."""
+    """Build an architecture (or one with a tag, for its configuration) with random weights."""
     model: nn.Module = timm.create_model(architecture, pretrained=False, exportable=True)
     return model.eval()
 

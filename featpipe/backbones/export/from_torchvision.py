@@ -16,11 +16,11 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
-from featpipe._files import printable, slug
+from featpipe._files import printable
 from featpipe.backbones.card import BackboneCard, triple
 from featpipe.backbones.export.checkpoints import fit_weights, read_weights
 from featpipe.backbones.export.download import fetch
-from featpipe.backbones.export.options import ExportOptions, Network
+from featpipe.backbones.export.options import ExportOptions, Network, ascii_slug
 from featpipe.errors import BackboneError
 from featpipe.types import ResizeRule
 
@@ -48,21 +48,23 @@ def build(name: str, options: ExportOptions) -> Network:
     chosen, file = choose_weights(name, options.weights)
     model = untrained(name)
     head = remove_classifier(model)
+    by_name = file is None
     if file is None:
         file = fetch(chosen.url, f"{chosen} of {name}")
     weights = read_weights(file)
     known = next((w for w in published if is_file_of(weights.sha256, w.url)), None)
     if known is not None:
         chosen = known
-    elif options.weights is None or options.weights.upper() in {w.name for w in published}:
+    elif by_name:
         raise BackboneError(
             f"{printable(str(file))} is not the file that torchvision publishes as {chosen} "
             f"(its SHA-256 begins with {weights.sha256[:8]}): delete it and run the same command "
             "again"
         )
     # What is averaged for training only, and the classifier: neither reaches the embedding.
-    fit_weights(model, weights, (head, *AUXILIARY), name)
-    origin = f"torchvision {chosen}" if known else f"{file.name}, prepared as {chosen}"
+    prefix = fit_weights(model, weights, (head, *AUXILIARY), name)
+    own = f"{weights.origin(prefix)}, prepared as {chosen}"
+    origin = f"torchvision {chosen}" if known else own
     card = BackboneCard(
         name=name,
         weights=f"{origin}, SHA-256 {weights.sha256}",
@@ -77,7 +79,7 @@ def build(name: str, options: ExportOptions) -> Network:
     called = published_name(name, published, chosen) if known else _own_name(name, file)
     # These weights come without a trained classifier, and without the layers before it.
     layer = "features" if chosen.meta.get("categories") is None else None
-    return Network(called, model.eval(), card, layer)
+    return Network(called, model.eval(), card, layer, published=known is not None)
 
 
 def choose_weights(name: str, asked: str | None) -> tuple[Any, Path | None]:
@@ -154,7 +156,7 @@ def published_name(name: str, published: list[Any], chosen: Any) -> str:
 
 def _own_name(name: str, file: Path) -> str:
     """Return a name that nobody takes for the published weights."""
-    stem = slug(file.name.partition(".")[0], "own")
+    stem = ascii_slug(file.stem)
     if stem == name:
         return f"{name}-own"
     return stem if stem.startswith(name) else f"{name}-{stem}"

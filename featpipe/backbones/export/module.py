@@ -13,6 +13,7 @@ import importlib.metadata
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,13 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from timm.layers import Conv2dSame
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
-from featpipe._files import printable
+from featpipe._files import first_line
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.contract import EMBEDDING, FEATURE_MAP, INPUT
-from featpipe.backbones.gate import realistic_images
+from featpipe.backbones.gate import EXPORT_COSINE, compare, realistic_images
 from featpipe.backbones.writing import GATE_BATCHES, write_backbone
 from featpipe.errors import BackboneError
 
@@ -93,16 +94,18 @@ def export_module(
     """
     source = _FromPixels(features, card).eval()
     example = torch.from_numpy(realistic_images(2, card.input_size))
+    expected = _run(source, example.numpy())
+    names = [EMBEDDING, FEATURE_MAP][: len(expected)]
     folded = fold_batch_norms(source, example)
-    with torch.no_grad():
-        names = [EMBEDDING, FEATURE_MAP] if isinstance(source(example), tuple) else [EMBEDDING]
+    if compare(expected[0], _run(folded, example.numpy())[0]) < EXPORT_COSINE:
+        # Somebody else reads what a convolution writes, which no hook shows.
+        folded = source
     try:
         model = _to_onnx(folded, example, names)
     except Exception as exc:
         # The exporter has its own exceptions for every stage, none of them with a stable name.
-        first = printable(str(exc).strip().splitlines()[0][:300]) if str(exc).strip() else ""
         raise BackboneError(
-            f"torch cannot export {card.name}: {first or type(exc).__name__}: nothing was written"
+            f"torch cannot export {card.name}: {first_line(exc)}: nothing was written"
         ) from exc
     card = replace(card, exporter={p: importlib.metadata.version(p) for p in _EXPORTERS})
     return write_backbone(model, card, path, lambda images: _run(source, images), batches=batches)
@@ -132,8 +135,8 @@ def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:
 def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
     """Return (convolution, normalisation) pairs in the order in which they run.
 
-    A module that runs twice, or a convolution whose output somebody else reads too, would not
-    be the same after the merge; only pairs that met once, and nobody else, are returned.
+    Pairs of modules that run once, and meet nobody else of their kind, are returned: a module
+    that runs twice, or a convolution that two normalisations read, cannot be merged.
     """
     written: dict[int, tuple[str, torch.Tensor]] = {}
     pairs: list[tuple[str, str]] = []
@@ -151,7 +154,7 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             runs[name] = runs.get(name, 0) + 1
             if id(inputs[0]) in written:
-                pairs.append((written.pop(id(inputs[0]))[0], name))
+                pairs.append((written[id(inputs[0])][0], name))
 
         return hook
 
@@ -159,13 +162,16 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
     for name, module in model.named_modules():
         if _can_be_merged(module):
             handles.append(module.register_forward_hook(after_conv(name)))
-        elif isinstance(module, nn.BatchNorm2d):
+        elif type(module) in {nn.BatchNorm2d, BatchNormAct2d} and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(before_norm(name)))
     with torch.no_grad():
         model(example)
     for handle in handles:
         handle.remove()
-    return [(conv, norm) for conv, norm in pairs if runs[conv] == runs[norm] == 1]
+    readers = Counter(conv for conv, _ in pairs)
+    return [
+        (conv, norm) for conv, norm in pairs if runs[conv] == runs[norm] == 1 and readers[conv] == 1
+    ]
 
 
 def _can_be_merged(module: nn.Module) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
 
-from featpipe._files import printable, slug
+from featpipe._files import printable
 from featpipe.backbones.card import BackboneCard, Triple
-from featpipe.backbones.catalog import find_entry
+from featpipe.backbones.registry import check_name_is_free
 from featpipe.errors import BackboneError
 from featpipe.types import Interpolation, ResizeRule
 
@@ -40,6 +42,8 @@ class ExportOptions:
         Name of the backbone; None: made of network, weights and layer.
     license : str or None
         Licence of the weights; None: what their publisher says.
+    replace : bool
+        Overwrite a file of that name that holds another backbone.
     models_dir : Path or None
         Where the file goes; None: the folder that `registry.models_folder` names.
     """
@@ -53,6 +57,7 @@ class ExportOptions:
     std: Triple | None = None
     name: str | None = None
     license: str | None = None
+    replace: bool = False
     models_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -81,12 +86,19 @@ class Network:
         What its publisher says; ``dimension`` is not known yet.
     layer : str or None
         Module whose output is the embedding, where that is not the module's own.
+    published : bool
+        These are the weights that the name stands for, and not somebody's own.
+    crop_part : float or None
+        Part of the resized side that the crop is, where the publisher states that and rounds
+        down, as timm does.
     """
 
     name: str
     headless: nn.Module
     card: BackboneCard
     layer: str | None = None
+    published: bool = True
+    crop_part: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +126,9 @@ class Exported:
         }
 
 
-def asked_card(card: BackboneCard, options: ExportOptions) -> BackboneCard:
+def asked_card(network: Network, options: ExportOptions) -> BackboneCard:
     """Return the card with what the flags ask for in place of what the weights say."""
+    card = network.card
     changed: Mapping[str, Any] = {
         field: value
         for field, value in (
@@ -125,47 +138,73 @@ def asked_card(card: BackboneCard, options: ExportOptions) -> BackboneCard:
         )
         if value is not None
     }
-    resize = asked_resize(card.resize, options)
+    resize = asked_resize(card.resize, options, network.crop_part)
     if resize.crop != card.resize.crop:
         # Published for another size.
         changed = {**changed, "imagenet_top1": None, "gflops": None}
     return replace(card, resize=resize, **changed)
 
 
-def asked_resize(rule: ResizeRule, options: ExportOptions) -> ResizeRule:
+def asked_resize(
+    rule: ResizeRule, options: ExportOptions, crop_part: float | None = None
+) -> ResizeRule:
     """Return the rule for another size, resize or interpolation; the proportion is kept.
 
     >>> asked_resize(ResizeRule(256, 224), ExportOptions(size=448)).resize
     512
     """
     crop = options.size or rule.crop
-    resize = options.resize or math.floor(rule.resize * crop / rule.crop + 0.5)
+    resize = options.resize or _proportional(rule, crop, crop_part)
     interpolation: Any = options.interpolation or rule.interpolation
     return replace(rule, resize=resize, crop=crop, interpolation=interpolation)
+
+
+def _proportional(rule: ResizeRule, crop: int, crop_part: float | None) -> int:
+    if crop == rule.crop:
+        return rule.resize
+    if crop_part is not None:
+        return math.floor(crop / crop_part)
+    return math.floor(rule.resize * crop / rule.crop + 0.5)
 
 
 def asked_name(network: Network, options: ExportOptions) -> str:
     """Return the name that was asked for, or one that tells what is unusual.
 
-    What another option could change without a trace in the name would be taken for the usual
-    backbone by whoever finds the file.
+    What changes vectors or images stands in the default name: whoever finds the file must
+    not take it for the usual backbone.
 
     Raises
     ------
     BackboneError
-        When the name that was asked for stands for other, published weights.
+        When the name stands for other, published weights.
     """
-    if options.name is not None:
-        entry = find_entry(options.name)
-        if entry is not None and network.name != entry.file_name:
-            raise BackboneError(
-                f"'{printable(options.name)}' stands for published weights "
-                f"({printable(entry.weights)}), which these are not: give another --name"
-            )
-        return options.name
-    parts = [network.name]
+    usual = "-".join([network.name, *_unusual(network, options)])
+    name = usual if options.name is None else options.name
+    if not (network.published and name == usual):
+        check_name_is_free(name)
+    return name
+
+
+def _unusual(network: Network, options: ExportOptions) -> Iterator[str]:
+    """Yield a word for each option that makes another backbone of the same weights."""
+    card = network.card
     if options.layer is not None:
-        parts.append(slug(options.layer, "layer"))
-    if options.size is not None and options.size != network.card.resize.crop:
-        parts.append(f"{options.size}px")
-    return "-".join(parts)
+        yield ascii_slug(options.layer)
+    if options.size not in {None, card.resize.crop}:
+        yield f"{options.size}px"
+    if options.resize not in {None, card.resize.resize}:
+        yield f"resize{options.resize}"
+    if options.interpolation not in {None, card.resize.interpolation}:
+        yield str(options.interpolation)
+    normalised = (options.mean or card.mean, options.std or card.std)
+    if normalised != (card.mean, card.std):
+        yield f"norm{hashlib.sha256(repr(normalised).encode()).hexdigest()[:4]}"
+
+
+def ascii_slug(text: str) -> str:
+    """Return a text as a part of a backbone's name, which knows no other letters.
+
+    >>> ascii_slug("my weights/é")
+    'my_weights'
+    """
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_.") or "own"

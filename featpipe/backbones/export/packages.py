@@ -6,7 +6,6 @@ timm's; it pads as TensorFlow's SAME does: asymmetrically at stride 2.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from featpipe._files import printable
+from featpipe._files import file_sha256, printable
 from featpipe.backbones.card import BackboneCard
 from featpipe.errors import BackboneError
 from featpipe.types import ResizeRule
@@ -148,7 +147,7 @@ def find_checkpoint(package: Package) -> Checkpoint:
             f"the package {package.distribution} {distribution.version} does not hold "
             f"{file.name}: run {package.install}"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_sha256(path)
     if digest != package.sha256:
         raise BackboneError(
             f"{printable(str(path))} is not the published checkpoint (SHA-256 {digest[:16]}…): "

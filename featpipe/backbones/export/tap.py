@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featpipe._files import printable
+from featpipe._files import first_line, printable
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.gate import photographs
 from featpipe.errors import BackboneError
@@ -29,7 +29,8 @@ class _Catcher:
         self.value: Any = None
 
     def hook(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self.value = output
+        # What comes after may work in place and change the tensor.
+        self.value = output.clone() if isinstance(output, torch.Tensor) else output
 
 
 class Headless(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
@@ -104,23 +105,48 @@ def without_classifier(
     if layer not in dict(model.named_modules()) or not layer:
         raise BackboneError(_no_layer(model, name, layer))
     headless = Headless(model, layer=layer)
-    with torch.no_grad():
-        try:
-            model(pixels)
-        except Exception as exc:
-            raise BackboneError(_cannot_run(name, pixels, exc)) from exc
-    output = headless.caught.value
-    if not isinstance(output, torch.Tensor) or output.dim() not in {2, 4}:
-        found = (
-            f"a tensor of {output.dim()} dimensions"
-            if isinstance(output, torch.Tensor)
-            else type(output).__name__
-        )
+    run(model, pixels, name)
+    found = _not_poolable(headless.caught.value)
+    if found is not None:
         raise BackboneError(
-            f"the layer '{printable(layer)}' of {name} gives {found}: name one that gives a map "
+            f"the layer '{printable(layer)}' of {name} {found}: name one that gives a map "
             "(N, C, h, w) or a vector (N, D)"
         )
     return headless
+
+
+def run(model: nn.Module, pixels: torch.Tensor, name: str) -> Any:
+    """Run a network without gradients.
+
+    Raises
+    ------
+    BackboneError
+        When it does not run on images of this size.
+    """
+    try:
+        with torch.no_grad():
+            return model(pixels)
+    # Layers meet images that are too small with any exception.
+    except Exception as exc:
+        raise BackboneError(
+            f"{name} cannot be run on {pixels.shape[-1]} pixels ({first_line(exc)}): give another "
+            "--size"
+        ) from exc
+
+
+def _not_poolable(output: Any) -> str | None:
+    """Return what a layer's output is, where it is neither a vector nor a map of squares."""
+    if output is None:
+        return "is not run"
+    if not isinstance(output, torch.Tensor):
+        return f"gives {type(output).__name__}"
+    if output.dim() not in {2, 4}:
+        return f"gives a tensor of {output.dim()} dimensions"
+    shape = tuple(output.shape)
+    # Squares in, squares out: where the last two sides differ, the channels come last.
+    if output.dim() == 4 and shape[2] != shape[3]:
+        return f"gives a tensor {shape}, whose channels come last"
+    return None
 
 
 def find_feature_map(model: nn.Module, pixels: torch.Tensor) -> str | None:
@@ -135,7 +161,7 @@ def find_feature_map(model: nn.Module, pixels: torch.Tensor) -> str | None:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             caught.pop(name, None)
             if isinstance(output, torch.Tensor) and output.dim() == 4:
-                caught[name] = output
+                caught[name] = output.clone()
 
         return hook
 
@@ -161,9 +187,3 @@ def _no_layer(model: nn.Module, name: str, layer: str) -> str:
     top = [n for n, _ in model.named_children()]
     hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(top)}"
     return f"{name} has no layer '{printable(layer)}': {hint}"
-
-
-def _cannot_run(name: str, pixels: torch.Tensor, error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    reason = printable(lines[0][:200]) if lines else type(error).__name__
-    return f"{name} cannot be run on {pixels.shape[-1]} pixels ({reason}): give another --size"

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from featpipe._files import file_sha256, printable
 from featpipe.backbones.card import QUANTISER, BackboneCard, check_name
-from featpipe.backbones.catalog import find_entry
 from featpipe.backbones.importing.batch import check_batch, free_batch, tensors_that_tell
 from featpipe.backbones.importing.finding import find, tensors_to_look_at
 from featpipe.backbones.importing.graph import View
@@ -36,7 +35,7 @@ from featpipe.backbones.importing.original import (
 from featpipe.backbones.importing.reading import opset_of, read_foreign
 from featpipe.backbones.importing.signature import read_signature
 from featpipe.backbones.importing.surgery import count_weights, to_backbone
-from featpipe.backbones.registry import SUFFIX, model_folders, models_folder
+from featpipe.backbones.registry import SUFFIX, check_name_is_free, models_folder
 from featpipe.backbones.writing import write_gated
 from featpipe.errors import BackboneError
 from featpipe.types import Pixels, ResizeRule
@@ -111,15 +110,7 @@ def _target(path: Path, options: ImportOptions) -> tuple[str, Path]:
     stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", path.stem).strip("._+-")[:100]
     name = stem if options.name is None else options.name
     check_name(name)
-    if name in {shipped.stem for shipped in model_folders()[-1].glob(f"*{SUFFIX}")}:
-        raise BackboneError(
-            f"'{name}' is a backbone that came with featpipe: give another name with --name"
-        )
-    if find_entry(name) is not None:
-        raise BackboneError(
-            f"'{printable(name)}' stands for published weights (featpipe models {name}): "
-            "give another name with --name"
-        )
+    check_name_is_free(name)
     target = models_folder(options.models_dir) / f"{name}{SUFFIX}"
     if target.exists() and path.exists() and target.samefile(path):
         raise BackboneError(

@@ -5,14 +5,16 @@ Everything here works on local paths; the layers above say what the files mean.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,13 +23,14 @@ from featpipe.errors import FeatpipeError, LockedError, WriteError
 from featpipe.types import Key
 
 KEY_BYTES = 16
+_ELSEWHERE = "choose another place (-o, or --models-dir for backbones)"
 _REMEDIES = {
     errno.ENOSPC: "no space is left on the disk: free some and run the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
     errno.EFBIG: "the system's limit on file sizes is reached: raise it (ulimit -f) and run again",
-    errno.EACCES: "permission denied: choose another place with -o, or change the permissions",
-    errno.EPERM: "permission denied: choose another place with -o, or change the permissions",
-    errno.EROFS: "the disk is read-only: choose another place with -o",
+    errno.EACCES: f"permission denied: {_ELSEWHERE}, or change the permissions",
+    errno.EPERM: f"permission denied: {_ELSEWHERE}, or change the permissions",
+    errno.EROFS: f"the disk is read-only: {_ELSEWHERE}",
 }
 
 DISK_ERRORS = frozenset(_REMEDIES)
@@ -47,6 +50,31 @@ def file_key(path: Path) -> Key:
     """BLAKE2b-128 of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=KEY_BYTES)).digest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes in hexadecimal, as publishers of weights state it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, most: int) -> bytes | None:
+    """Read a regular file; None where it is larger than ``most`` bytes.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read, or is something else: a device may have no end, and a pipe
+        is waited for.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise OSError("it is a device or a pipe: give the path of a file")
+    if found.st_size > most:
+        return None
+    with path.open("rb") as file:
+        # Some files of the kernel have no end either; their size is 0.
+        return file.read(found.st_size)
 
 
 def escape_path(path: str) -> str:
@@ -87,16 +115,31 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def show_path(path: Path) -> str:
+    """Return a path fit for a message."""
+    return printable(str(path))
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception, fit for a sentence, or the name of its class."""
+    r"""Return what an error says: its first line, fit for a terminal, or the name of its class.
+
+    >>> first_line(ValueError("no\x1b such node\nat line 3")), first_line(KeyError())
+    ('no\\x1b such node', 'KeyError')
+    """
     lines = str(error).strip().splitlines()
     return printable(lines[0][:300]) if lines else type(error).__name__
 
 
-def file_sha256(path: Path) -> str:
-    """Return SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the three known names that are nearest to one; empty where none is near.
+
+    >>> nearest("resnet51", ["resnet50", "resnet152", "vgg16"])
+    'resnet50 or resnet152'
+    >>> nearest("resnet51", ["vgg16"])
+    ''
+    """
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return " or ".join(printable(found) for found in near)
 
 
 def slug(text: str, otherwise: str) -> str:

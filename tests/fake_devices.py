@@ -62,6 +62,9 @@ class FakeCudnn:
         def __new__(cls) -> Any:
             return 13040
 
+    def cudnnGetVersion(self) -> int:
+        return 91402
+
 
 @dataclass
 class FakeMachine:

@@ -473,6 +473,18 @@ def test_a_missing_and_an_unreadable_file_are_named(tmp_path: Path) -> None:
     assert message(tmp_path) == f"cannot read the backbone file {tmp_path}: Is a directory"
 
 
+def test_a_pipe_is_no_backbone(tmp_path: Path) -> None:
+    """Nobody would write into it: it is refused, not waited for."""
+    path = tmp_path / "pipe.onnx"
+    os.mkfifo(path)
+    assert message(path) == (
+        f"cannot read the backbone file {path}: it is a device or a pipe: give the path of a file"
+    )
+    with pytest.raises(BackboneError) as error:
+        find_backbone(path)
+    assert str(error.value) == f"there is no backbone file {path}: check the path"
+
+
 def test_a_file_of_more_than_two_gigabytes_is_not_read(tmp_path: Path) -> None:
     """A sparse file of 2 GB is refused by its size."""
     path = tmp_path / "huge.onnx"
@@ -556,6 +568,22 @@ def test_a_name_far_from_all_brings_the_list() -> None:
         "featpipe models lists all that can be had; the path of an .onnx file that featpipe has "
         "written may be given, too"
     )
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "timm/" + "x" * 300])
+def test_a_name_that_no_file_can_have_is_unknown(name: str) -> None:
+    """It is cut to the length that names have, and no file of that name is looked for."""
+    with pytest.raises(BackboneError) as error:
+        load_backbone(name)
+    assert str(error.value) == (
+        f"there is no backbone '{name[:100]}': there are: efficientnet_lite0, raw_pixels. "
+        "featpipe models lists all that can be had; the path of an .onnx file that featpipe has "
+        "written may be given, too"
+    )
+    path = f"{name}.onnx"
+    with pytest.raises(BackboneError) as error:
+        load_backbone(path)
+    assert str(error.value) == f"there is no backbone file {path}: check the path"
 
 
 def test_a_path_that_is_no_onnx_file_is_refused(tmp_path: Path) -> None:

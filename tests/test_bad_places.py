@@ -435,7 +435,10 @@ def test_place_without_permission(
     model = shutil.copy(tiny_backbone, open_folder / "tiny.onnx")
     (open_folder / "closed").mkdir(mode=0o555)
     closed, store = open_folder / "closed", open_folder / "store"
-    refused = "permission denied: choose another place with -o, or change the permissions\n"
+    refused = (
+        "permission denied: choose another place (-o, or --models-dir for backbones), or "
+        "change the permissions\n"
+    )
     with as_nobody():
         embedded = run_cli("embed", open_folder / "photos", "--model", model, "-o", closed / "s")
         fitted = run_cli("fit", store, "--head", "centroid", "--no-tune", "-o", closed / "h")

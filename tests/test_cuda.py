@@ -11,9 +11,9 @@ from typing import Any
 import onnxruntime
 import pytest
 from conftest import Result
-from fake_devices import FakeMachine, disagree, install, start_fakes
+from fake_devices import FakeLibrary, FakeMachine, disagree, install, start_fakes
 
-from featpipe.backbones import Backbone, _driver, load_backbone
+from featpipe.backbones import Backbone, _driver, cuda, load_backbone
 from featpipe.backbones._driver import Driver, Gpu, Library, ask_driver, find_library
 from featpipe.backbones.cuda import CudaFacts, cuda_facts, gpu_name, installed_wheels, why_no_cuda
 from featpipe.backbones.device_check import check_folder
@@ -238,6 +238,15 @@ def test_the_driver_is_asked_for_its_gpus(machine: FakeMachine) -> None:
     assert gpu_name(0) == "unknown GPU"
 
 
+def test_cudnn_is_asked_for_its_version(machine: FakeMachine) -> None:
+    """It decides which kernels run; one that is not there, or does not tell, is unknown."""
+    assert cuda.cudnn_version() == "9.14.2"
+    machine.cudnn = FakeLibrary()  # type: ignore[assignment]
+    assert cuda.cudnn_version() == "unknown"
+    machine.files.discard("libcudnn.so.9")
+    assert cuda.cudnn_version() == "unknown"
+
+
 def test_another_version_of_a_library_is_found(machine: FakeMachine) -> None:
     """Where the wanted one is not there, the nearest other one is told."""
     machine.files = {"libcublas.so.12", "libcublas.so.11"}
@@ -341,6 +350,7 @@ def test_cuda_is_checked_once_and_taken(
         "running on cuda:1 (Fake GPU, driver for CUDA 13.2), fp32 (it was asked for)"
     )
     assert opened.versions["gpu"] == "Fake GPU, driver for CUDA 13.2"
+    assert opened.versions["cudnn"] == "9.14.2"
     assert len(list(check_folder().iterdir())) == 1
     assert tiny.open_session().why == (
         "running on cuda:0 (Fake GPU, driver for CUDA 13.2), fp32 (the fastest device that works)"

@@ -221,7 +221,10 @@ def test_unpack_into_folders_without_permission(
     (fixed / "demo.json").chmod(0o644)
     fixed.chmod(0o777)
     (fixed / "new").chmod(0o755)
-    remedy = "permission denied: choose another place with -o, or change the permissions"
+    remedy = (
+        "permission denied: choose another place (-o, or --models-dir for backbones), or "
+        "change the permissions"
+    )
     with as_nobody():
         with pytest.raises(WriteError) as cannot_list:
             unpack(closed)

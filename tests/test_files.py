@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -17,10 +18,14 @@ from featpipe._files import (
     content_key,
     escape_path,
     file_key,
+    file_sha256,
+    first_line,
     lock,
     make_folder,
+    nearest,
     printable,
     read_json,
+    read_regular,
     unescape_path,
     write_error,
     write_json,
@@ -60,6 +65,48 @@ def test_content_key_is_that_of_the_file(tmp_path: Path) -> None:
     assert len(content_key(b"")) == 16
 
 
+def test_the_digest_is_the_one_that_publishers_state(tmp_path: Path) -> None:
+    """SHA-256, as `sha256sum` prints it."""
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A device without end and a pipe that nobody fills are refused; so is what is too large."""
+    path, pipe = tmp_path / "a", tmp_path / "pipe"
+    path.write_bytes(b"abc")
+    os.mkfifo(pipe)
+    assert read_regular(path, 3) == b"abc"
+    assert read_regular(path, 2) is None
+    for other in (pipe, Path("/dev/zero")):
+        with pytest.raises(OSError, match=r"^it is a device or a pipe: give the path of a file$"):
+            read_regular(other, 3)
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path, 2**20)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n one\x1b line \nand another"), "one\\x1b line "),
+        (ValueError("x" * 301), "x" * 300),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError(" \n"), "RuntimeError"),
+    ],
+)
+def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
+    """It is short and harmless, and where nothing is said the class says something."""
+    assert first_line(error) == line
+
+
+def test_near_names_are_three_at_most_and_printable() -> None:
+    """The nearest first; none where none is near."""
+    known = ["abcd", "abce", "abcf", "abcg", "ab\x1bcd"]
+    assert nearest("abcd", known).startswith("abcd or ab\\x1bcd or abc")
+    assert nearest("abcd", known).count(" or ") == 2
+    assert nearest("zzzz", known) == ""
+
+
 def test_atomic_file_replaces_whole(tmp_path: Path) -> None:
     """The new content takes the old one's place with the permissions of any new file."""
     path, other = tmp_path / "a.json", tmp_path / "plain"
@@ -94,7 +141,8 @@ def test_atomic_file_leaves_nothing_when_the_block_raises(tmp_path: Path) -> Non
         ),
         (
             errno.EACCES,
-            "permission denied: choose another place with -o, or change the permissions",
+            "permission denied: choose another place (-o, or --models-dir for backbones), or "
+            "change the permissions",
         ),
         (errno.EIO, "Input/output error"),
     ],

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featpipe.backbones import load_backbone
+from featpipe.backbones.contract import read_backbone
 from featpipe.backbones.device_check import check_device, check_folder
 from featpipe.backbones.gate import compare, photographs, realistic_images, verify
-from featpipe.backbones.writing import gate_images
-from featpipe.errors import DeviceError
+from featpipe.backbones.writing import gate, gate_images
+from featpipe.errors import BackboneError, DeviceError
 from featpipe.types import Pixels, Vectors
 
 IDENTITY = {"fingerprint": "f", "gpu": "a GPU", "onnxruntime": "1"}
@@ -87,6 +89,33 @@ def test_compare_sees_a_wrong_scale() -> None:
     ones = np.ones((1, 4), np.float32)
     assert compare(ones, 2 * ones) == pytest.approx(0.8)
     assert compare(ones, 1.001 * ones) > 0.999999 - 1e-6
+
+
+@pytest.mark.parametrize(("answer", "word"), [(0.0, "zero"), (3.0, "alike")])
+def test_a_network_that_tells_no_images_apart_is_refused(
+    tiny_backbone: Path, answer: float, word: str
+) -> None:
+    """A file agrees with it perfectly, and is of no use; one image alone says nothing."""
+    file = read_backbone(tiny_backbone)
+
+    def constant(images: Pixels) -> list[Vectors]:
+        # As far apart as rounding may set them.
+        return [(answer * (1 + 1e-9 * colours(images)[:, :1].repeat(27, 1))).astype(np.float32)]
+
+    with pytest.raises(BackboneError) as error:
+        gate(file.data, file.card, constant, verb="import", batches=(8,))
+    assert str(error.value) == (
+        f"the import of tiny does not tell images apart: its embeddings of 8 different "
+        f"photographs are all {word}; its weights are probably wrong, or another layer should be "
+        "the embedding: nothing was written"
+    )
+
+
+def test_a_network_that_tells_images_apart_passes(tiny_backbone: Path) -> None:
+    """The gate returns what it measured."""
+    file = read_backbone(tiny_backbone)
+    session = load_backbone(tiny_backbone).open_session("cpu")
+    assert gate(file.data, file.card, lambda images: [session.run(images)]) == 1.0
 
 
 def test_compare_refuses_other_shapes() -> None:

@@ -177,7 +177,7 @@ def test_resnet18_from_torch_gives_what_torch_gives(
     network = torchvision.models.resnet18()
     network.load_state_dict(safetensors.load(lzma.decompress(packed)))
     network.eval()
-    path = tmp_path / "resnet18.onnx"
+    path = tmp_path / "network.onnx"
     torch.onnx.export(
         network,
         (torch.zeros(1 if batch == 1 else 2, 3, 224, 224),),

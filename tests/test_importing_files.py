@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,19 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
     assert refused(path) == f"cannot read {path}: Is a directory"
 
 
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    """A device and a pipe are refused before anything is read of them."""
+    pipe = tmp_path / "pipe.onnx"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(BackboneError) as error:
+            import_backbone(path, ImportOptions(models_dir=tmp_path / "out"))
+        assert str(error.value) == (
+            f"cannot read {path}: it is a device or a pipe: give the path of a file"
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_backbone_needs_no_import(tiny_backbone: Path, tmp_path: Path) -> None:
     """A featpipe file is told how it is used."""
     path = tmp_path / "net.onnx"
@@ -306,9 +320,10 @@ def test_the_name_comes_from_the_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (report.card.weights, report.card.license) == ("our own", "MIT")
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a b", "x" * 101])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 101])
 def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
-    """A name is no path."""
+    """A name is no path, and is looked at before it becomes part of one."""
+    (tmp_path / "up.onnx").touch()
     path = simple(tmp_path / "net.onnx")
     assert refused(path, name=name) == (
         "a backbone's name must be letters, digits, '.', '_', '+' and '-' (100 at most), not "

@@ -141,7 +141,7 @@ def test_an_unknown_tensor_is_answered_with_names(save) -> None:
     """The message has near names, and those at the end of the graph."""
     path = save(lambda net: net.add("MatMul", pooled(net), net.weights(12, 4), out="logits"))
     assert refused(path, output="poled") == (
-        f"{path} has no tensor 'poled': did you mean 'pooled'? Near the end there are 'logits', "
+        f"{path} has no tensor 'poled': did you mean pooled? Near the end there are 'logits', "
         "'pooled', 't8', 'map', 't6', 't5'"
     )
     assert refused(path, output="\x1b[31m") == (

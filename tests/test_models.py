@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Result, build_tiny_backbone
 
-from featpipe.backbones import find_backbone, list_backbones, load_backbone, on_demand, registry
+from featpipe.backbones import (
+    find_backbone,
+    list_backbones,
+    load_backbone,
+    on_demand,
+    overview,
+    registry,
+)
 from featpipe.backbones.catalog import find_entry, read_catalog
 from featpipe.backbones.contract import peek_card
 from featpipe.backbones.overview import list_models
@@ -122,6 +130,34 @@ def test_a_file_that_cannot_be_read_is_a_row_with_the_reason(
     assert row.problem is not None
     assert row.problem.startswith(f"the backbone file {tmp_path / 'bad.onnx'} ")
     assert (row.dimension, row.path) == (None, tmp_path / "bad.onnx")
+
+
+def test_what_is_no_file_is_not_listed(tmp_path: Path) -> None:
+    """A pipe is not waited for, a link to nowhere does not end the table; nor is either found."""
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "gone.onnx").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.onnx").mkdir()
+    names = [row.name for row in list_models(models_dir=tmp_path) if row.path is not None]
+    assert names == ["efficientnet_lite0", "raw_pixels"]
+    assert registry.search("pipe", tmp_path) is None
+
+
+def test_a_file_that_goes_while_it_is_listed_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing and the look at it another program may have taken it away."""
+    path = tmp_path / "gone.onnx"
+    monkeypatch.setattr(overview, "list_backbones", lambda models_dir: {"gone": path})
+    row = list_models("gone", tmp_path)[0]
+    assert (row.path, row.bytes) == (path, None)
+    assert row.problem == f"cannot read {path}: No such file or directory"
+
+
+def test_a_word_of_any_length(run_cli: Callable[..., Result]) -> None:
+    """Longer than the name of a file can be."""
+    word = "x" * 300
+    said = f"No backbone has '{word}' in its name, weights or licence.\n"
+    assert run_cli("models", word).err == said
 
 
 def test_a_card_is_read_without_the_rest() -> None:
@@ -285,6 +321,14 @@ class Point:
         return self.content
 
 
+@pytest.fixture(autouse=True)
+def _asked_anew() -> Iterator[None]:
+    """Let each test have packages of its own: featpipe asks them once a process."""
+    plugged_folders.cache_clear()
+    yield
+    plugged_folders.cache_clear()
+
+
 def plug(monkeypatch: pytest.MonkeyPatch, *values: Any) -> None:
     def entry_points(*, group: str) -> list[Point]:
         assert group == "featpipe.backbones"
@@ -300,7 +344,7 @@ def test_another_package_can_bring_backbones(
     build_tiny_backbone(tmp_path / "theirs.onnx", "theirs")
     build_tiny_backbone(tmp_path / "efficientnet_lite0.onnx", "efficientnet_lite0")
     plug(monkeypatch, lambda: tmp_path, str(tmp_path / "none"))
-    assert plugged_folders() == [tmp_path, tmp_path / "none"]
+    assert plugged_folders() == (tmp_path, tmp_path / "none")
     assert find_backbone("theirs") == tmp_path / "theirs.onnx"
     assert list_backbones()["theirs"] == tmp_path / "theirs.onnx"
     assert find_backbone("efficientnet_lite0") != tmp_path / "efficientnet_lite0.onnx"
@@ -309,9 +353,11 @@ def test_another_package_can_bring_backbones(
 def test_a_broken_package_is_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What goes wrong there is a warning here."""
+    """What goes wrong there is one warning here, however often a name is looked for."""
     plug(monkeypatch, ImportError("no module"))
-    assert plugged_folders() == []
+    assert plugged_folders() == ()
+    with pytest.raises(BackboneError, match="there is no backbone 'nobody has it'"):
+        load_backbone("nobody has it")
     assert caplog.messages == ["the backbones of other.package:MODELS are left out: no module"]
 
 

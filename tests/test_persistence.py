@@ -389,8 +389,8 @@ def test_a_place_where_nothing_may_be_written_is_said(open_folder: Path) -> None
     with as_nobody(), pytest.raises(WriteError) as caught:
         save_head(head(), open_folder / "head")
     assert str(caught.value) == (
-        f"cannot write {open_folder}/head: permission denied: choose another place with -o, or "
-        "change the permissions"
+        f"cannot write {open_folder}/head: permission denied: choose another place "
+        "(-o, or --models-dir for backbones), or change the permissions"
     )
 
 

@@ -16,6 +16,7 @@ from convnet import SIDE, build_convnet
 from PIL import Image
 
 from featpipe import load_backbone
+from featpipe.backbones.card import QUANTISER
 from featpipe.backbones.gate import photographs
 from featpipe.backbones.quantize import Runner, int8, observe, prepare
 from featpipe.backbones.quantize.sensitivity import cosines
@@ -83,7 +84,7 @@ def test_the_card_tells_where_it_comes_from(models: Path, pieces: Path) -> None:
     for field in ("weights", "license", "dimension", "resize", "mean", "std", "imagenet_top1"):
         assert getattr(after, field) == getattr(before, field)
     assert after.exporter["tests"] == "1"
-    assert after.exporter["quantiser"].startswith("onnxruntime 1.")
+    assert after.exporter[QUANTISER].startswith("onnxruntime 1.")
     assert after.note == (
         f"convnet ({before.fingerprint}) in 8 bits: static QDQ, weights signed with a scale for "
         "every channel, activations unsigned, ranges by percentile from 32 images of pieces. "
@@ -103,6 +104,7 @@ def test_fp16_needs_no_images(models: Path) -> None:
     options = QuantizeOptions(precision="fp16")
     report = quantize("convnet", options=options, models_dir=models)
     assert report.path.name == "convnet_fp16.onnx"
+    assert QUANTISER not in report.card.exporter
     assert (report.images, report.held) == (0, 21)
     assert report.cosine_min > 0.9999
     assert report.card.note == (
@@ -298,7 +300,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(
         quantize("convnet", pieces, options=FAST, models_dir=folder, progress=told.append)
     assert str(error.value) == (
         f"cannot write {folder / 'convnet_int8.onnx'}: permission denied: choose another place "
-        "with -o, or change the permissions"
+        "(-o, or --models-dir for backbones), or change the permissions"
     )
     assert told == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto
 
-from featpipe.backbones.contract import check_backbone, read_backbone
+from featpipe.backbones import onnx_session
+from featpipe.backbones.card import QUANTISER, BackboneCard
+from featpipe.backbones.contract import EMBEDDING, INPUT, check_backbone, read_backbone
 from featpipe.backbones.gate import photographs
 from featpipe.backbones.quantize import (
     METHODS,
@@ -30,6 +33,7 @@ from featpipe.backbones.quantize import (
     quantize_int8,
     rank_layers,
 )
+from featpipe.backbones.quantize import int8 as int8_form
 from featpipe.backbones.quantize.ranges import (
     choose_range,
     entropy_range,
@@ -314,6 +318,28 @@ def test_integers_do_not_depend_on_the_processor(int8: bytes) -> None:
     """This processor's own kernels give the bits of those that never overflow."""
     images = photographs(8, SIDE)
     assert (Runner(int8).embed(images) == Runner(int8, exact=True).embed(images)).all()
+
+
+def test_a_session_overflows_on_no_processor(
+    prepared: Prepared, activations: Activations, convnet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of all 8 bits, as other programs write them, give the bits of exact integers.
+
+    Only what featpipe's own quantiser has signed is run by the processor's own kernels.
+    """
+    bounded = int8_form.safe_scales
+    monkeypatch.setattr(int8_form, "safe_scales", lambda rows, **_: bounded(rows, pairs=False))
+    data = quantize_int8(prepared, activations.ranges("percentile")).SerializeToString()
+    file, images = read_backbone(convnet), photographs(8, SIDE)
+    own, exact = (Runner(data, exact=exact).embed(images) for exact in (False, True))
+
+    def run(card: BackboneCard) -> np.ndarray:
+        session = onnx_session.start(data, replace(file, card=card), [onnx_session.CPU])
+        found: np.ndarray = session.run([EMBEDDING], {INPUT: images})[0]
+        return found
+
+    assert (run(file.card) == exact).all()
+    assert (run(replace(file.card, exporter={QUANTISER: "onnxruntime"})) == own).all()
 
 
 def test_integers_are_those_that_the_file_states(int8: bytes) -> None:

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from onnx import helper
 from test_backbones import edited
 
-from featpipe.backbones import Backbone, _cores, load_backbone, session
+from featpipe.backbones import Backbone, _cores, load_backbone, onnx_session, session
 from featpipe.backbones._driver import ask_driver
 from featpipe.backbones.contract import read_backbone
 from featpipe.backbones.cuda import installed_wheels
 from featpipe.backbones.gate import realistic_images
 from featpipe.backbones.providers import Device, parse_device
+from featpipe.backbones.writing import gate_images
 from featpipe.errors import BackboneError, DeviceError
 from featpipe.types import Pixels
 
@@ -55,6 +56,19 @@ def test_the_built_in_vectors_are_pinned(builtin: session.Session) -> None:
     assert vectors.dtype == np.float32
     assert vectors[:, :6] == pytest.approx(np.array(PINNED), abs=2e-4)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(PINNED_LENGTHS, rel=1e-4)
+
+
+def test_floats_do_not_ask_for_integer_kernels(
+    builtin: session.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact integers change no bit of a float backbone, nor what the store records of it."""
+    images = gate_images(9, 224, 0)
+    vectors = builtin.run(images)
+    monkeypatch.setattr(onnx_session, "take_exact_integers", lambda options: None)
+    other = load_backbone().open_session("cpu")
+    assert (vectors == other.run(images)).all()
+    assert other.versions == builtin.versions
+    assert set(other.versions) == {"onnxruntime", "provider", "optimization"}
 
 
 PINNED = [

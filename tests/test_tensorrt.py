@@ -92,6 +92,26 @@ def test_each_missing_library_has_its_sentence(
     assert refusal(tiny, "tensorrt") == said
 
 
+@pytest.mark.parametrize(
+    ("value", "tf32", "ending"), [("0", "off", "-no-tf32"), ("1", "allowed", "")]
+)
+def test_engines_with_and_without_tf32_are_kept_apart(
+    tiny: Backbone,
+    machine: FakeMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    value: str,
+    tf32: str,
+    ending: str,
+) -> None:
+    """NVIDIA's environment variable decides, and what it decides stands in the record."""
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
+    start_fakes(monkeypatch)
+    opened = tiny.open_session("tensorrt", "fp32")
+    assert opened.versions["tf32"] == tf32
+    folder = tensorrt.engine_folder() / f"{tiny.fingerprint}-fp32-10.16.1{ending}"
+    assert folder.is_dir()
+
+
 def test_a_wheel_without_it_is_told(
     tiny: Backbone, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featpipe._files import printable
+from featpipe._files import first_line
 from featpipe.errors import DeviceError
 
 MEND_WHEELS = (
@@ -17,7 +17,7 @@ def broken_runtime(error: ImportError | AttributeError) -> DeviceError:
 
     It is what is left when one of two wheels that share a folder has been removed.
     """
-    reason = printable(str(error).splitlines()[0]) if str(error) else type(error).__name__
     return DeviceError(
-        f"ONNX Runtime cannot be loaded ({reason}): run {MEND_WHEELS[0]}, then {MEND_WHEELS[1]}"
+        f"ONNX Runtime cannot be loaded ({first_line(error)}): "
+        f"run {MEND_WHEELS[0]}, then {MEND_WHEELS[1]}"
     )

@@ -27,6 +27,10 @@ _T = TypeVar("_T")
 
 # A card's name becomes part of a store's folder name: nothing in it may lead elsewhere.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+QUANTISER = "quantiser"
+"""The entry of ``exporter`` with which `featpipe quantize` signs integers that overflow nowhere."""
+MAX_NAME = 100
+"""Characters of a backbone's name."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 
 
@@ -88,11 +92,7 @@ class BackboneCard:
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise BackboneError(
-                f"a backbone's name must be letters, digits, '.', '_', '+' and '-' (100 at most), "
-                f"not '{printable(self.name[:100])}'"
-            )
+        check_name(self.name)
         for what, value in (("weights", self.weights), ("license", self.license)):
             if not value.strip():
                 raise BackboneError(
@@ -179,6 +179,21 @@ class BackboneCard:
             note=_take({"note": None, **value}, "note", _optional(_TEXT)),
             exporter=_take(value, "exporter", _VERSIONS),
             fingerprint=_take(value, "fingerprint", _TEXT),
+        )
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a backbone's name, before it becomes part of a path.
+
+    Raises
+    ------
+    BackboneError
+        With the letters that a name may have.
+    """
+    if not _NAME.fullmatch(name):
+        raise BackboneError(
+            f"a backbone's name must be letters, digits, '.', '_', '+' and '-' "
+            f"({MAX_NAME} at most), not '{printable(name[:MAX_NAME])}'"
         )
 
 

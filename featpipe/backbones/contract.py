@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featpipe._files import printable
+from featpipe._files import printable, read_regular
 from featpipe.backbones import _wire
 from featpipe.backbones.card import CARD_KEY, MAX_CARD_BYTES, BackboneCard
 from featpipe.errors import BackboneError
@@ -137,10 +137,7 @@ def with_fingerprint(card: BackboneCard, model: bytes) -> BackboneCard:
 
 def _read(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise _broken(path, "is larger than 2 GB, more than one ONNX file can hold")
-        return path.read_bytes()
+        data = read_regular(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise BackboneError(
             f"there is no backbone file {printable(str(path))}: check the path"
@@ -149,6 +146,9 @@ def _read(path: Path) -> bytes:
         raise BackboneError(
             f"cannot read the backbone file {printable(str(path))}: {exc.strerror or exc}"
         ) from exc
+    if data is None:
+        raise _broken(path, "is larger than 2 GB, more than one ONNX file can hold")
+    return data
 
 
 def _read_card(path: Path, metadata: dict[str, bytes]) -> BackboneCard:

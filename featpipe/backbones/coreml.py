@@ -10,6 +10,7 @@ import platform
 
 import onnxruntime
 
+from featpipe._files import first_line
 from featpipe.backbones import onnx_session
 from featpipe.backbones.contract import BackboneFile
 from featpipe.backbones.cuda import half_precision
@@ -51,7 +52,7 @@ def start(file: BackboneFile, _index: int, precision: Precision) -> Started:
     except BackboneError as exc:
         raise DeviceError(
             f"CoreML cannot be used: it does not compile the backbone "
-            f"({onnx_session.first_line(exc.__cause__ or exc)}): use --device cpu"
+            f"({first_line(exc.__cause__ or exc)}): use --device cpu"
         ) from exc
     if not onnx_session.keeps(session, wanted) or onnx_session.nodes_on(session, COREML) == 0:
         raise DeviceError(

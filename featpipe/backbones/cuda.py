@@ -16,6 +16,7 @@ from itertools import chain
 import onnxruntime
 from onnxruntime.capi import build_and_package_info
 
+from featpipe._files import first_line
 from featpipe.backbones import onnx_session
 from featpipe.backbones._driver import (
     WINDOWS,
@@ -145,13 +146,14 @@ def start(file: BackboneFile, index: int, precision: Precision) -> Started:
     except BackboneError as exc:
         raise DeviceError(
             f"CUDA cannot be used: cuda:{index} does not start the backbone "
-            f"({onnx_session.first_line(exc.__cause__ or exc)}): "
+            f"({first_line(exc.__cause__ or exc)}): "
             "free memory of the GPU, or use --device cpu"
         ) from exc
     if not onnx_session.keeps(runner, wanted) or onnx_session.nodes_on(runner, CUDA) == 0:
         raise DeviceError(_UNEXPLAINED)
     name = gpu_name(index)
-    return Started(runner, {**onnx_session.versions("cuda"), "gpu": name}, f"cuda:{index} ({name})")
+    versions = {**onnx_session.versions("cuda"), "gpu": name, "cudnn": cudnn_version()}
+    return Started(runner, versions, f"cuda:{index} ({name})")
 
 
 def half_precision(data: bytes) -> bytes:
@@ -275,6 +277,18 @@ def gpu_name(index: int) -> str:
     return f"{driver.gpus[index].name}, driver for CUDA {major}.{minor}"
 
 
+def cudnn_version() -> str:
+    """Return the version of the cuDNN that is loaded, which chooses its kernels by it."""
+    cudnn = _cudnn()
+    try:
+        number = 0 if cudnn is None else int(cudnn.cudnnGetVersion())
+    except AttributeError:
+        number = 0
+    if not number:
+        return "unknown"
+    return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
+
+
 def preload_libraries() -> None:
     """Load CUDA and cuDNN from the packages of the ``cuda`` extra, where they are installed.
 
@@ -312,8 +326,7 @@ def _libraries(cuda: int) -> list[tuple[str, str, int]]:
 
 def _cudnn_built_for() -> int | None:
     """Ask cuDNN for its CUDA: packages for both majors put it into one folder."""
-    file = f"cudnn64_{CUDNN_MAJOR}.dll" if WINDOWS else f"libcudnn.so.{CUDNN_MAJOR}"
-    cudnn = load_library(file)
+    cudnn = _cudnn()
     if cudnn is None:
         return None
     try:
@@ -321,3 +334,7 @@ def _cudnn_built_for() -> int | None:
         return int(cudnn.cudnnGetCudartVersion()) // 1000 or None
     except AttributeError:
         return None
+
+
+def _cudnn() -> ctypes.CDLL | None:
+    return load_library(f"cudnn64_{CUDNN_MAJOR}.dll" if WINDOWS else f"libcudnn.so.{CUDNN_MAJOR}")

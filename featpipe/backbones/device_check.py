@@ -1,7 +1,9 @@
 """Every device other than the CPU is checked once against the CPU before it is trusted.
 
 The figure is kept in the user's cache folder, one small file for each combination of
-backbone, device, versions and precision; a new driver or a new onnxruntime is checked again.
+backbone, device, versions and precision. On a GPU the versions are those of onnxruntime, cuDNN or
+TensorRT, and of CUDA as the driver serves it: a driver that serves the same CUDA as the one
+before is not told from it.
 """
 
 from __future__ import annotations

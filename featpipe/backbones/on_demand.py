@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from featpipe._files import printable
+from featpipe.backbones.card import MAX_NAME
 from featpipe.backbones.catalog import TIMM, CatalogEntry, find_entry
 from featpipe.backbones.registry import list_backbones, models_folder, search, unknown
 from featpipe.errors import BackboneError
@@ -33,7 +34,7 @@ def find_or_export(
         return path
     name = str(model)
     entry = find_entry(name)
-    if entry is None and not name.startswith(TIMM):
+    if entry is None and (not name.startswith(TIMM) or len(name) > MAX_NAME):
         raise BackboneError(unknown(name, models_dir))
     folder = None if models_dir is None else Path(models_dir)
     path = _under_full_name(name, entry, models_dir)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe._files import first_line
 from featpipe.backbones import _cores
 from featpipe.backbones._driver import is_installed
 from featpipe.backbones.contract import EMBEDDING, INPUT, BackboneFile
-from featpipe.backbones.onnx_session import first_line
 from featpipe.backbones.runner import Amiss, Precision, Started
 from featpipe.errors import DeviceError
 from featpipe.types import Pixels

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from featpipe._files import show_path
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.catalog import TIMM, CatalogEntry, read_catalog
 from featpipe.backbones.contract import peek_card
@@ -109,9 +110,13 @@ def _from_entry(entry: CatalogEntry) -> ModelRow:
 
 
 def _from_file(name: str, path: Path) -> ModelRow:
-    size = path.stat().st_size
+    size = None
     try:
+        size = path.stat().st_size
         card = peek_card(path)
+    except OSError as exc:
+        problem = f"cannot read {show_path(path)}: {exc.strerror or exc}"
+        return ModelRow(name, "", "", None, None, path=path, problem=problem)
     except BackboneError as exc:
         return ModelRow(name, "", "", None, None, path=path, bytes=size, problem=str(exc))
     return ModelRow(

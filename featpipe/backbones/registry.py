@@ -13,17 +13,18 @@ New backbones are written into the first of these that is the user's own: `model
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import logging
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from platformdirs import user_data_path
 
-from featpipe._files import printable
+from featpipe._files import nearest, printable
+from featpipe.backbones.card import MAX_NAME
 from featpipe.backbones.catalog import find_entry, read_catalog
 from featpipe.errors import BackboneError
 
@@ -70,20 +71,20 @@ def search(
     name = BUILTIN if model is None else os.fspath(model)
     if not isinstance(model, str | None) or _looks_like_path(name):
         return _existing_file(Path(name))
+    if len(name) > MAX_NAME:  # the system would refuse to look for such a file
+        return None
     file = f"{name.replace('/', '-')}{SUFFIX}"
-    for folder in _all_folders(models_dir):
-        path = folder / file
-        if path.is_file():
-            return path
-    return None
+    files = (folder / file for folder in _all_folders(models_dir))
+    return next((path for path in files if os.path.isfile(path)), None)
 
 
 def list_backbones(models_dir: str | os.PathLike[str] | None = None) -> dict[str, Path]:
     """Return every backbone that can be named, and its file, sorted by name."""
     found: dict[str, Path] = {}
     for folder in _all_folders(models_dir):
-        for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
-            found.setdefault(path.stem, path)
+        for path in sorted(folder.glob(f"*{SUFFIX}")) if os.path.isdir(folder) else ():
+            if os.path.isfile(path):  # neither a pipe, nor a link to nowhere
+                found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
 
 
@@ -98,11 +99,13 @@ def _all_folders(models_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
     yield from plugged_folders()
 
 
-def plugged_folders() -> list[Path]:
+@lru_cache(maxsize=1)
+def plugged_folders() -> tuple[Path, ...]:
     """Return the folders that installed packages offer.
 
     A package offers one by an entry point of the group ``featpipe.backbones`` whose value is
-    a path, or a function that returns one. One that fails is left out, with a warning.
+    a path, or a function that returns one. One that fails is left out, with a warning. They
+    are asked once a process.
     """
     folders = []
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
@@ -112,7 +115,7 @@ def plugged_folders() -> list[Path]:
         # Somebody else's code; whatever goes wrong there must not keep featpipe from its work.
         except Exception as exc:  # noqa: BLE001
             _log.warning("the backbones of %s are left out: %s", point.value, exc)
-    return folders
+    return tuple(folders)
 
 
 def models_folder(models_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -169,7 +172,7 @@ def _existing_file(path: Path) -> Path:
             f"give one of {', '.join(list_backbones()) or 'no installed names'}, "
             f"or the path of an {SUFFIX} file"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BackboneError(f"there is no backbone file {shown}: check the path")
     return path
 
@@ -178,11 +181,10 @@ def unknown(name: str, models_dir: str | os.PathLike[str] | None = None) -> str:
     """Return the sentence for a name that nobody knows, with the nearest ones."""
     there = list(list_backbones(models_dir))
     known = list(dict.fromkeys([*there, *(entry.name for entry in read_catalog())]))
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    choices = " or ".join(near) if near else ", ".join(there)
-    hint = f"did you mean {choices}?" if near else f"there are: {choices or 'none'}."
+    near = nearest(name.lower(), known)
+    hint = f"did you mean {near}?" if near else f"there are: {', '.join(there) or 'none'}."
     return (
-        f"there is no backbone '{printable(name)}': {hint} "
+        f"there is no backbone '{printable(name[:MAX_NAME])}': {hint} "
         f"featpipe models lists all that can be had; the path of an {SUFFIX} file that featpipe "
         "has written may be given, too"
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._files import printable
+from featpipe._files import first_line, printable
 from featpipe.backbones import coreml, cuda, onnx_session, openvino, tensorrt
 from featpipe.backbones.contract import EMBEDDING, FEATURE_MAP, INPUT, BackboneFile, read_backbone
 from featpipe.backbones.device_check import OtherVectorsError, check_device
@@ -287,7 +287,7 @@ def _remedy(session: Session) -> str:
 
 
 def _failed_run(session: Session, n: int, error: Exception) -> str:
-    text = onnx_session.first_line(error)
+    text = first_line(error)
     if "memory" in text.lower() or "alloc" in text.lower():
         return (
             f"{session.provider} has not enough memory for {n} images at once: "

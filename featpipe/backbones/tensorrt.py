@@ -3,11 +3,16 @@
 An engine is built for one GPU and kept in the user's cache folder. ONNX Runtime names engines
 by the graph alone: two backbones of one architecture would share one, so each has a folder of
 its own.
+
+ONNX Runtime has no option that keeps TensorRT from TF32 (products of 10 bits in fp32). NVIDIA's
+environment variable ``NVIDIA_TF32_OVERRIDE=0`` does, for the whole process, so it is left to the
+user; engines built with and without it are kept apart.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
+from featpipe._files import first_line
 from featpipe.backbones import cuda, onnx_session
 from featpipe.backbones._driver import WINDOWS, Library, find_library, load_library
 from featpipe.backbones.contract import INPUT, BackboneFile
@@ -109,7 +115,7 @@ def start(file: BackboneFile, index: int, precision: Precision) -> Started:
     except BackboneError as exc:
         raise DeviceError(
             f"TensorRT cannot be used: it does not build the backbone "
-            f"({onnx_session.first_line(exc.__cause__ or exc)}): use --device cuda"
+            f"({first_line(exc.__cause__ or exc)}): use --device cuda"
         ) from exc
     if not onnx_session.keeps(session, wanted):
         raise DeviceError(
@@ -120,7 +126,12 @@ def start(file: BackboneFile, index: int, precision: Precision) -> Started:
         raise DeviceError(
             "TensorRT cannot be used: it takes no part of this backbone: use --device cuda"
         )
-    versions = {**onnx_session.versions("tensorrt"), "gpu": name, "tensorrt": version}
+    versions = {
+        **onnx_session.versions("tensorrt"),
+        "gpu": name,
+        "tensorrt": version,
+        "tf32": "off" if _without_tf32() else "allowed",
+    }
     return Started(Chunks(session), versions, f"tensorrt:{index} ({name}, TensorRT {version})")
 
 
@@ -145,7 +156,7 @@ def _options(file: BackboneFile, index: int, precision: Precision, version: str)
 
 
 def _engines(file: BackboneFile, precision: Precision, version: str) -> Path:
-    name = f"{file.card.fingerprint}-{precision}-{version}"
+    name = f"{file.card.fingerprint}-{precision}-{version}{'-no-tf32' if _without_tf32() else ''}"
     folder = engine_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,6 +166,10 @@ def _engines(file: BackboneFile, precision: Precision, version: str) -> Path:
             "set XDG_CACHE_HOME to a folder that can be written, or use --device cuda"
         ) from exc
     return folder
+
+
+def _without_tf32() -> bool:
+    return os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
 
 
 def _version() -> str:

@@ -16,15 +16,20 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from featpipe._files import atomic_file, printable
+from featpipe._files import atomic_file, first_line
 from featpipe.backbones._cores import usable_cores
 from featpipe.backbones.card import CARD_KEY, BackboneCard
 from featpipe.backbones.contract import INPUT, MAX_FILE_BYTES, check_backbone, with_fingerprint
 from featpipe.backbones.gate import EXPORT_COSINE, compare, photographs, realistic_images
+from featpipe.backbones.onnx_session import CPU, take_exact_integers
 from featpipe.errors import BackboneError
 from featpipe.types import Pixels
 
 GATE_BATCHES = (1, 8, 2, 33)
+_MANY = 8
+"""Images that no working network finds all alike."""
+_ALIKE = 1e-6
+"""Difference of two vectors, relative to their largest number, that is rounding."""
 
 Outputs: TypeAlias = Callable[[Pixels], Sequence[NDArray[np.float32]]]
 """Pixels to embedding, or to embedding and feature map: how the source computes them."""
@@ -113,10 +118,8 @@ def finish(model: onnx.ModelProto, card: BackboneCard) -> tuple[bytes, BackboneC
         onnx.checker.check_model(model, full_check=True)
     except Exception as exc:
         # The checker's exceptions (ValidationError, InferenceError …) share no base class.
-        first = printable(str(exc).strip().splitlines()[0][:300]) if str(exc).strip() else ""
         raise BackboneError(
-            f"the graph of {card.name} is not valid ONNX: {first or type(exc).__name__}: "
-            "nothing was written"
+            f"the graph of {card.name} is not valid ONNX: {first_line(exc)}: nothing was written"
         ) from exc
     card = with_fingerprint(card, model.SerializeToString(deterministic=True))
     entry = model.metadata_props.add()
@@ -154,11 +157,13 @@ def gate(
     Raises
     ------
     BackboneError
-        When any image of any output misses ``cosine``, or a batch size is burnt in.
+        When any image of any output misses ``cosine``, a batch size is burnt in, or the source
+        does not tell photographs apart.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    take_exact_integers(options)
+    session = onnxruntime.InferenceSession(data, options, providers=[CPU])
     if not isinstance(session.get_inputs()[0].shape[0], str):
         raise BackboneError(
             f"the {verb} of {card.name} has burnt in a fixed batch size: nothing was written"
@@ -168,7 +173,10 @@ def gate(
     for seed, batch in enumerate(batches):
         images = gate_images(batch, card.input_size, seed)
         found = session.run(names, {INPUT: images})
-        for name, wanted, output in zip(names, source(images), found, strict=True):
+        expected = source(images)
+        if batch >= _MANY:
+            _check_differences(expected[0], card, verb)
+        for name, wanted, output in zip(names, expected, found, strict=True):
             reached = compare(wanted, output) if wanted.shape == output.shape else -1.0
             if reached < cosine:
                 raise BackboneError(
@@ -178,6 +186,19 @@ def gate(
                 )
             worst = min(worst, reached)
     return worst
+
+
+def _check_differences(vectors: NDArray[np.float32], card: BackboneCard, verb: str) -> None:
+    """Refuse a source that gives every image the same vector: it agrees with any such file."""
+    largest = float(np.abs(vectors).max(initial=0.0))
+    spread = float(np.ptp(vectors, axis=0).max(initial=0.0))
+    if spread <= _ALIKE * largest:
+        raise BackboneError(
+            f"the {verb} of {card.name} does not tell images apart: its embeddings of "
+            f"{len(vectors)} different photographs are all {'alike' if largest else 'zero'}; "
+            "its weights are probably wrong, or another layer should be the embedding: "
+            "nothing was written"
+        )
 
 
 def gate_images(n: int, size: int, seed: int) -> Pixels:

@@ -14,6 +14,7 @@ import onnxruntime
 
 from featpipe._files import make_folder, printable, write_error
 from featpipe.backbones import Backbone, BackboneCard, load_backbone
+from featpipe.backbones.card import QUANTISER
 from featpipe.backbones.contract import read_backbone
 from featpipe.backbones.gate import DEVICE_COSINE, photographs
 from featpipe.backbones.quantize import (
@@ -256,10 +257,9 @@ class _Quantization:
 
     def _write(self, made: _Made) -> BackboneCard:
         """Write the file; its gate compares with what was made, or, for fp16, with fp32."""
-        exporter = {
-            **self._card.exporter,
-            "quantiser": f"onnxruntime {onnxruntime.__version__}",
-        }
+        # What says of integers that they are safe is not said of those that were there before.
+        maker = QUANTISER if self._options.precision == "int8" else "fp16"
+        exporter = {**self._card.exporter, maker: f"onnxruntime {onnxruntime.__version__}"}
         card = replace(self._card, note=_joined(self._card.note, made.note), exporter=exporter)
         if self._options.precision == "fp16":
             source, verb, least = Runner(self._data), "fp16 form", DEVICE_COSINE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from featpipe._files import printable
+from featpipe._files import nearest, printable, show_path
 from featpipe.backbones.gate import compare
 from featpipe.backbones.importing.graph import View
 from featpipe.backbones.importing.options import Arrays, Found, Part
@@ -60,7 +59,7 @@ def tensors_to_look_at(path: Path, view: View, asked: str | None) -> list[str]:
     near = view.before(outputs, _NEAR_THE_END)
     if not near and asked is None:
         raise BackboneError(
-            f"no output of {_shown(path)} depends on its images: it cannot be a backbone"
+            f"no output of {show_path(path)} depends on its images: it cannot be a backbone"
         )
     before_asked = [] if asked is None else view.before([asked], _NEAR_THE_END)
     return list(dict.fromkeys([*before_asked, *near]))
@@ -80,13 +79,13 @@ def _check_asked(path: Path, view: View, asked: str) -> None:
     last = _listed(view.before(outputs, 6))
     if asked in view.from_images or asked in view.producer or asked in view.constants:
         raise BackboneError(
-            f"the tensor '{printable(asked)}' of {_shown(path)} is not computed from the images, "
-            f"so it cannot be the embedding; near the end there are {last}"
+            f"the tensor '{printable(asked)}' of {show_path(path)} is not computed from the "
+            f"images, so it cannot be the embedding; near the end there are {last}"
         )
-    near = difflib.get_close_matches(asked, list(view.producer), n=3, cutoff=0.6)
-    hint = f"did you mean {_listed(near, ' or ')}? " if near else ""
+    near = nearest(asked, view.producer)
+    hint = f"did you mean {near}? " if near else ""
     raise BackboneError(
-        f"{_shown(path)} has no tensor '{printable(asked)}': {hint}Near the end there are {last}"
+        f"{show_path(path)} has no tensor '{printable(asked)}': {hint}Near the end there are {last}"
     )
 
 
@@ -173,8 +172,8 @@ def _map_layout(path: Path, name: str, array: NDArray[Any]) -> Any:
     _, first, middle, last = array.shape
     if (first == middle) == (middle == last):
         raise BackboneError(
-            f"the shape of '{printable(name)}' in {_shown(path)}, {_shape(array)}, does not tell "
-            "which axis holds the channels: name another tensor with --output"
+            f"the shape of '{printable(name)}' in {show_path(path)}, {_shape(array)}, does not "
+            "tell which axis holds the channels: name another tensor with --output"
         )
     return "nchw" if middle == last else "nhwc"
 
@@ -201,7 +200,7 @@ def _with_scale(path: Path, view: View, part: Part) -> Part:
     scale, zero = _scale_of(view, part.name)
     if scale is None:
         raise BackboneError(
-            f"'{printable(part.name)}' in {_shown(path)} holds integers, and how they become "
+            f"'{printable(part.name)}' in {show_path(path)} holds integers, and how they become "
             "numbers cannot be told: name another tensor with --output"
         )
     return replace(part, scale=scale, zero_point=zero)
@@ -240,7 +239,7 @@ def _constant(path: Path, view: View, name: str) -> NDArray[Any] | None:
     value = view.constant(name)
     if value is None:
         raise BackboneError(
-            f"the scale '{printable(name)}' in {_shown(path)} is no constant: "
+            f"the scale '{printable(name)}' in {show_path(path)} is no constant: "
             "name another tensor with --output"
         )
     return value
@@ -255,7 +254,7 @@ def _cannot_tell(path: Path, view: View, found: Arrays, why: str) -> BackboneErr
     }
     listed = ", ".join(f"'{printable(name)}' {shape}" for name, shape in list(shapes.items())[:8])
     return BackboneError(
-        f"it cannot be told which tensor of {_shown(path)} is the embedding: {why}; "
+        f"it cannot be told which tensor of {show_path(path)} is the embedding: {why}; "
         f"name one with --output: {listed or 'its graph has no vector and no map near its end'}"
     )
 
@@ -264,9 +263,5 @@ def _shape(array: NDArray[Any]) -> str:
     return f"({', '.join(['N', *map(str, array.shape[1:])])})"
 
 
-def _listed(names: Sequence[str], between: str = ", ") -> str:
-    return between.join(f"'{printable(name)}'" for name in names)
-
-
-def _shown(path: Path) -> str:
-    return printable(str(path))
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{printable(name)}'" for name in names)

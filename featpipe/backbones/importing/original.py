@@ -17,11 +17,12 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from featpipe._files import printable
+from featpipe._files import first_line, printable
 from featpipe.backbones._cores import usable_cores
 from featpipe.backbones.gate import photographs
 from featpipe.backbones.importing.options import Arrays, Part, Reads
 from featpipe.backbones.importing.reading import too_large
+from featpipe.backbones.onnx_session import CPU, take_exact_integers
 from featpipe.errors import BackboneError
 from featpipe.types import Pixels
 
@@ -205,13 +206,14 @@ def open_quietly(path: Path, data: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     options.log_severity_level = _SILENT
+    take_exact_integers(options)
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, options, providers=[CPU])
     except Exception as exc:
         # Its exceptions share no base class.
         raise BackboneError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {printable(str(path))}: "
-            f"{_first_line(exc)}"
+            f"{_told(exc)}"
         ) from exc
 
 
@@ -230,14 +232,12 @@ def run_quietly(path: Path, session: Any, names: list[str], feed: Arrays) -> lis
     except Exception as exc:
         raise BackboneError(
             f"ONNX Runtime cannot run {printable(str(path))} on "
-            f"{len(next(iter(feed.values())))} photographs: {_first_line(exc)}"
+            f"{len(next(iter(feed.values())))} photographs: {_told(exc)}"
         ) from exc
     return found
 
 
-def _first_line(error: Exception) -> str:
+def _told(error: Exception) -> str:
     """Return what ONNX Runtime says, without its codes and source files."""
-    text = str(error).strip().partition("\n")[0]
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"\S+\.(cc|h):\d+ \S.*?\) ", "", text)
-    return printable(text[:300]) or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+    return re.sub(r"\S+\.(cc|h):\d+ \S.*?\) ", "", text) or type(error).__name__

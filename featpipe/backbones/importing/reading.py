@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import onnx.inliner
 
-from featpipe._files import printable
+from featpipe._files import first_line, printable, read_regular, show_path
 from featpipe.backbones import _wire
 from featpipe.backbones.card import CARD_KEY
 from featpipe.backbones.contract import MAX_FILE_BYTES, check_safe
@@ -52,8 +52,8 @@ def read_foreign(path: Path) -> onnx.ModelProto:
         raise _not_onnx(path, data)
     if CARD_KEY in metadata:
         raise BackboneError(
-            f"{_shown(path)} is a featpipe backbone already: nothing has to be imported; "
-            f"use it with --model {_shown(path)}"
+            f"{show_path(path)} is a featpipe backbone already: nothing has to be imported; "
+            f"use it with --model {show_path(path)}"
         )
     _check_opset(path, model)
     has_external_data, graph.has_external_data = graph.has_external_data, False
@@ -65,7 +65,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
         sort_nodes(model.graph)
     except ValueError:
         raise BackboneError(
-            f"{_shown(path)} is damaged: its nodes read from each other in a circle"
+            f"{show_path(path)} is damaged: its nodes read from each other in a circle"
         ) from None
     _open_sizes(model.graph)
     return model
@@ -86,27 +86,29 @@ def _open_sizes(graph: onnx.GraphProto) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise too_large(path)
-        return path.read_bytes()
+        data = read_regular(path, MAX_FILE_BYTES)
     except FileNotFoundError:
-        raise BackboneError(f"there is no file {_shown(path)}: check the path") from None
+        raise BackboneError(f"there is no file {show_path(path)}: check the path") from None
     except OSError as exc:
-        raise BackboneError(f"cannot read {_shown(path)}: {exc.strerror or exc}") from exc
+        raise BackboneError(f"cannot read {show_path(path)}: {exc.strerror or exc}") from exc
+    if data is None:
+        raise too_large(path)
+    return data
 
 
 def _check_opset(path: Path, model: onnx.ModelProto) -> None:
     found, newest = opset_of(model), onnx.defs.onnx_opset_version()
     if found > newest:
         raise BackboneError(
-            f"{_shown(path)} uses opset {found}, newer than the {newest} that the installed onnx "
-            f"{onnx.__version__} knows: upgrade onnx and onnxruntime, or write the file with "
+            f"{show_path(path)} uses opset {found}, newer than the {newest} that the installed "
+            f"onnx {onnx.__version__} knows: upgrade onnx and onnxruntime, or write the file with "
             f"opset {newest} or lower"
         )
     if found < OLDEST_OPSET:
         raise BackboneError(
-            f"{_shown(path)} uses opset {found}, older than the {OLDEST_OPSET} that ONNX Runtime "
-            "promises to read: convert it with onnx.version_converter.convert_version(model, 13)"
+            f"{show_path(path)} uses opset {found}, older than the {OLDEST_OPSET} that ONNX "
+            "Runtime promises to read: convert it with "
+            "onnx.version_converter.convert_version(model, 13)"
         )
 
 
@@ -116,9 +118,9 @@ def _without_functions(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as exc:
-        first = printable(str(exc).strip().partition("\n")[0][:300])
         raise BackboneError(
-            f"the functions inside {_shown(path)} cannot be put in place of their calls: {first}"
+            f"the functions inside {show_path(path)} cannot be put in place of their calls: "
+            f"{first_line(exc)}"
         ) from exc
 
 
@@ -145,11 +147,11 @@ def _external_bytes(path: Path, tensor: onnx.TensorProto, most: int) -> bytes:
                 opened.seek(offset)
                 return opened.read(length)
     except OSError as exc:
-        raise BackboneError(f"cannot read {_shown(file)}: {exc.strerror or exc}") from exc
+        raise BackboneError(f"cannot read {show_path(file)}: {exc.strerror or exc}") from exc
     if available >= length > most:
         raise too_large(path)
     raise BackboneError(
-        f"{_shown(path)} looks for '{printable(tensor.name)}' beyond the end of "
+        f"{show_path(path)} looks for '{printable(tensor.name)}' beyond the end of "
         f"{printable(file.name)}: one of the two is cut short, or belongs to another"
     )
 
@@ -165,7 +167,7 @@ def _piece(entries: dict[str, str], available: int) -> tuple[int, int]:
 
 def _external_file(path: Path, location: str) -> Path:
     """Return the file that a tensor names, when it is a real one in the model's own folder."""
-    shown = f"{_shown(path)} keeps weights in '{printable(location)}'"
+    shown = f"{show_path(path)} keeps weights in '{printable(location)}'"
     parts = location.replace("\\", "/").split("/")
     if not parts[0] or os.path.isabs(location) or ".." in parts or ":" in parts[0]:
         raise BackboneError(
@@ -215,19 +217,15 @@ def _tensors_of_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
 def _not_onnx(path: Path, data: bytes) -> BackboneError:
     if data.startswith(b"PK\x03\x04"):
         return BackboneError(
-            f"{_shown(path)} is a zip archive, as PyTorch and Keras write them, and no ONNX file: "
-            "export the network to ONNX first (docs/importing.md)"
+            f"{show_path(path)} is a zip archive, as PyTorch and Keras write them, and no ONNX "
+            "file: export the network to ONNX first (docs/importing.md)"
         )
-    return BackboneError(f"{_shown(path)} is not an ONNX file, or it is cut short")
+    return BackboneError(f"{show_path(path)} is not an ONNX file, or it is cut short")
 
 
 def too_large(path: Path) -> BackboneError:
     """Say that a file and its weights cannot be one file."""
     return BackboneError(
-        f"{_shown(path)} needs more than the 2 GB that one ONNX file can hold: "
+        f"{show_path(path)} needs more than the 2 GB that one ONNX file can hold: "
         "featpipe's backbones are single files"
     )
-
-
-def _shown(path: Path) -> str:
-    return printable(str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from featpipe._files import printable
-from featpipe.backbones.card import BackboneCard
+from featpipe._files import file_sha256, printable
+from featpipe.backbones.card import QUANTISER, BackboneCard, check_name
 from featpipe.backbones.importing.batch import check_batch, free_batch, tensors_that_tell
 from featpipe.backbones.importing.finding import find, tensors_to_look_at
 from featpipe.backbones.importing.graph import View
@@ -109,7 +108,8 @@ def import_backbone(
 def _target(path: Path, options: ImportOptions) -> tuple[str, Path]:
     """Return the name of the backbone and the file that is to be written."""
     stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", path.stem).strip("._+-")[:100]
-    name = options.name or stem
+    name = stem if options.name is None else options.name
+    check_name(name)
     check_name_is_free(name)
     target = models_folder(options.models_dir) / f"{name}{SUFFIX}"
     if target.exists() and path.exists() and target.samefile(path):
@@ -126,22 +126,17 @@ def _target(path: Path, options: ImportOptions) -> tuple[str, Path]:
 
 
 def _card(path: Path, name: str, reads: Reads, options: ImportOptions) -> BackboneCard:
-    """Return what is known before the graph was looked at; it checks the name and the sizes."""
+    """Return what is known before the graph was looked at; it checks the sizes."""
     resize = round(reads.size / _CROP) if options.resize is None else options.resize
     return BackboneCard(
         name=name,
-        weights=options.weights or f"{printable(path.name)}, SHA-256 {_digest(path)}",
+        weights=options.weights or f"{printable(path.name)}, SHA-256 {file_sha256(path)}",
         license=options.license or _UNKNOWN,
         dimension=1,
         resize=ResizeRule(resize, reads.size, options.interpolation),
         mean=reads.mean,
         std=reads.std,
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cut(
@@ -225,6 +220,6 @@ def _notes(reads: Reads, options: ImportOptions) -> tuple[str, ...]:
 def _versions(model: onnx.ModelProto) -> dict[str, str]:
     """Return who wrote the file, then and now."""
     versions: dict[str, Any] = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    if model.producer_name:
+    if model.producer_name not in {"", QUANTISER}:
         versions[printable(model.producer_name)[:100]] = printable(model.producer_version)[:100]
     return versions

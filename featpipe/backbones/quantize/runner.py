@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featpipe.backbones._cores import usable_cores
 from featpipe.backbones.contract import EMBEDDING, INPUT
+from featpipe.backbones.onnx_session import CPU, take_exact_integers
 from featpipe.types import Pixels, Vectors
 
 Tensors: TypeAlias = Callable[[list[str], Pixels], Sequence[NDArray[np.float32]]]
@@ -96,9 +97,8 @@ def _open(
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     if exact:
-        # Has an effect on x86 without VNNI alone, and there on integers alone.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        take_exact_integers(options)
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.graph_optimization_level = _Level.ORT_ENABLE_ALL if optimise else _Level.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(data, options, providers=[CPU])

@@ -6,14 +6,13 @@ torch module.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from featpipe._files import printable
+from featpipe._files import nearest, printable
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.contract import peek_card
 from featpipe.backbones.export import from_timm, from_torchvision
@@ -168,8 +167,8 @@ def _described(card: BackboneCard) -> str:
 
 def _unknown(name: str) -> str:
     known = [*PACKAGES, *from_torchvision.names()]
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "featpipe models lists the names."
+    near = nearest(name.lower(), known)
+    hint = f"did you mean {near}?" if near else "featpipe models lists the names."
     return (
         f"no network '{printable(name)}' is known to torchvision: {hint} "
         "Networks of timm are named timm/NAME"

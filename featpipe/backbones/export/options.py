@@ -13,7 +13,7 @@ from typing import Any, get_args
 from torch import nn
 
 from featpipe._files import printable
-from featpipe.backbones.card import BackboneCard, Triple
+from featpipe.backbones.card import BackboneCard, Triple, check_name
 from featpipe.backbones.registry import check_name_is_free
 from featpipe.errors import BackboneError
 from featpipe.types import Interpolation, ResizeRule
@@ -189,6 +189,7 @@ def asked_name(network: Network, options: ExportOptions) -> str:
     """
     usual = "-".join([network.name, *_unusual(network, options)])
     name = usual if options.name is None else options.name
+    check_name(name)
     if not (network.published and name == usual):
         check_name_is_free(name)
     return name

@@ -7,13 +7,12 @@ the pool in MobileNetV3. Another layer can be named; a map is then averaged over
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 from torch import nn
 
-from featpipe._files import first_line, printable
+from featpipe._files import first_line, nearest, printable
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.gate import photographs
 from featpipe.errors import BackboneError
@@ -183,7 +182,7 @@ def find_feature_map(model: nn.Module, pixels: torch.Tensor) -> str | None:
 
 def _no_layer(model: nn.Module, name: str, layer: str) -> str:
     known = [n for n, _ in model.named_modules() if n]
-    near = difflib.get_close_matches(layer, known, n=3, cutoff=0.5)
+    near = nearest(layer, known)
     top = [n for n, _ in model.named_children()]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(top)}"
+    hint = f"did you mean {near}?" if near else f"it has {', '.join(top)}"
     return f"{name} has no layer '{printable(layer)}': {hint}"

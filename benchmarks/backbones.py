@@ -84,7 +84,9 @@ def library(name: str, folder: Path) -> tuple[Any, Callable[[Image.Image], torch
     """Return network and transform as the library has them: images to vectors."""
     if name in PACKAGES:
         model: Any = build_lite(name, find_checkpoint(PACKAGES[name]).path)
-        config = timm.data.resolve_model_data_config(model)
+        # timm rounds the authors' mean 127 and deviation 128 to a half each; theirs counts.
+        own = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+        config = {**timm.data.resolve_model_data_config(model), **own}
         model.reset_classifier(0)
         return model.eval(), timm.data.create_transform(**config)
     model = getattr(torchvision.models, name)()

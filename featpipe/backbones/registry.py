@@ -137,7 +137,7 @@ def check_name_is_free(name: str) -> None:
     BackboneError
         Weights of another origin must not be found under such a name.
     """
-    if (_shipped_folder() / f"{name}{SUFFIX}").exists():
+    if os.path.exists(_shipped_folder() / f"{name}{SUFFIX}"):
         raise BackboneError(
             f"'{printable(name)}' is a backbone that came with featpipe: give another name with "
             "--name"
@@ -153,7 +153,8 @@ def check_name_is_free(name: str) -> None:
 def _shipped_folder() -> Path:
     """Return ``featpipe/_models`` of an installed featpipe, or ``models/`` of a checkout."""
     installed = _PACKAGE / "_models"
-    return installed if installed.is_dir() else _PACKAGE.parent / "models"
+    # Not Path's own questions: they raise where a folder may not be entered.
+    return installed if os.path.isdir(installed) else _PACKAGE.parent / "models"
 
 
 def _looks_like_path(name: str) -> bool:

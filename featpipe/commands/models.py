@@ -182,7 +182,7 @@ def _row(name: str, value: str) -> str:
 @click.option(
     "--resize", type=click.IntRange(1, 4096), metavar="N", help="Shorter side before the crop."
 )
-@click.option("--interpolation", type=click.Choice(get_args(Interpolation)))
+@click.option("--interpolation", type=click.Choice(get_args(Interpolation)), help="Of the resize.")
 @normalisation_options("[default: the weights' own]")
 @click.option("--name", "called", metavar="TEXT", help="Name of the backbone.")
 @click.option("--license", "licence", metavar="TEXT", help="Licence of the weights.")

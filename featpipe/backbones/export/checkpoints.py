@@ -7,7 +7,6 @@ What is the same network is found; what is not is listed by key and shape.
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -109,14 +108,15 @@ def _load_pickled(path: Path) -> Any:
             # Of pickle protocols and old formats: what cannot be read is told below.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:
-        raise BackboneError(
-            f"the checkpoint {shown} holds more than tensors, and loading that could run code, "
-            "which featpipe does not: where you trust the file, load it with torch and save "
-            "model.state_dict() alone"
-        ) from exc
     # A cut, foreign or hostile file meets torch's readers with any exception.
     except Exception as exc:
+        # torch refuses with the class of the module that it reads with, which is not ours to use.
+        if type(exc).__name__ == "UnpicklingError":
+            raise BackboneError(
+                f"the checkpoint {shown} holds more than tensors, and loading that could run code, "
+                "which featpipe does not: where you trust the file, load it with torch and save "
+                "model.state_dict() alone"
+            ) from exc
         raise BackboneError(
             f"the checkpoint {shown} cannot be read by torch ({first_line(exc)}): fetch or save "
             "it again, as a state_dict"

@@ -15,6 +15,7 @@ from foreign import SIZE, Net, body, nchw, normalise, run_file, simple
 from onnx.external_data_helper import convert_model_to_external_data
 
 from featpipe import load_backbone
+from featpipe.backbones.catalog import read_catalog
 from featpipe.backbones.gate import compare, realistic_images
 from featpipe.backbones.importing import ImportOptions, ImportReport, import_backbone, reading
 from featpipe.errors import BackboneError

@@ -5,8 +5,8 @@
 
 Each network is built untrained, given weights and statistics that are neither trivial nor
 exploding (`conditioned`), exported at 96 pixels (at its own size where it takes no other),
-and compared with torch at batch 1, 2 and 33, both outputs. What is in the file already is not
-tried again, so the run can be interrupted. ``--table`` writes the table of
+and compared with torch at batch 1, 2 and 33, both outputs. What is in the file or in the documents
+already is not tried again, so the run can be interrupted, and go on elsewhere. ``--table`` writes the table of
 ``docs/backbones.md`` and ``docs/backbones-tried.csv``.
 """
 
@@ -214,10 +214,20 @@ def _start(context: Any) -> tuple[Any, Connection]:
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """Return what stands in the file."""
-    if not path.exists():
+    """Return what stands in the file, and what stands in the documents alone."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines]
+    new = {record["name"] for record in found}
+    return [*(record for record in documented() if record["name"] not in new), *found]
+
+
+def documented() -> list[dict[str, Any]]:
+    """Return the rows of ``docs/backbones-tried.csv``; what failed there is tried again."""
+    if not CSV.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with CSV.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["ok"] == "True"]
+    return [{**row, "ok": True} for row in rows]
 
 
 def table(found: list[dict[str, Any]]) -> Iterator[str]:

@@ -5,9 +5,9 @@
 
 Each network is built untrained, given weights and statistics that are neither trivial nor
 exploding (`conditioned`), exported at 96 pixels (at its own size where it takes no other),
-and compared with torch at batch 1, 2 and 33, both outputs. What is in the file or in the documents
-already is not tried again, so the run can be interrupted, and go on elsewhere. ``--table`` writes the table of
-``docs/backbones.md`` and ``docs/backbones-tried.csv``.
+and compared with torch at batch 1, 2 and 33, both outputs. What is in the file or in the
+documents already is not tried again, so the run can be interrupted, and go on elsewhere.
+``--table`` writes the table of ``docs/backbones.md`` and ``docs/backbones-tried.csv``.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def write_backbone(
     verb: str = "export",
     cosine: float = EXPORT_COSINE,
     batches: Sequence[int] = GATE_BATCHES,
-) -> BackboneCard:
+) -> tuple[BackboneCard, float]:
     """Write a backbone file that keeps the contract, or nothing at all.
 
     Parameters
@@ -68,6 +68,8 @@ def write_backbone(
     -------
     BackboneCard
         The card as it stands in the file.
+    float
+        The smallest cosine to ``source``, over images and outputs.
 
     Raises
     ------
@@ -77,20 +79,6 @@ def write_backbone(
     WriteError
         When the file cannot be written.
     """
-    return write_gated(model, card, path, source, verb=verb, cosine=cosine, batches=batches)[0]
-
-
-def write_gated(
-    model: onnx.ModelProto,
-    card: BackboneCard,
-    path: Path,
-    source: Outputs,
-    *,
-    verb: str = "export",
-    cosine: float = EXPORT_COSINE,
-    batches: Sequence[int] = GATE_BATCHES,
-) -> tuple[BackboneCard, float]:
-    """Do what `write_backbone` does; return the smallest cosine, too."""
     data, card = finish(model, card)
     check_backbone(path, data)
     reached = gate(data, card, source, verb=verb, cosine=cosine, batches=batches)

@@ -266,7 +266,9 @@ class _Quantization:
         else:
             simulation = Runner(made.model.SerializeToString(), optimise=False)
             source, verb, least = simulation, "int8 form", INTEGER_COSINE
-        return write_backbone(made.model, card, self._path, source.outputs, verb=verb, cosine=least)
+        return write_backbone(
+            made.model, card, self._path, source.outputs, verb=verb, cosine=least
+        )[0]
 
     def _compare(self, source: SourceLike) -> list[Comparison]:
         return compare_heads(

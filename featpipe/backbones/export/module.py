@@ -108,7 +108,9 @@ def export_module(
             f"torch cannot export {card.name}: {first_line(exc)}: nothing was written"
         ) from exc
     card = replace(card, exporter={p: importlib.metadata.version(p) for p in _EXPORTERS})
-    return write_backbone(model, card, path, lambda images: _run(source, images), batches=batches)
+    return write_backbone(model, card, path, lambda images: _run(source, images), batches=batches)[
+        0
+    ]
 
 
 def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:

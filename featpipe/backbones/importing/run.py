@@ -36,7 +36,7 @@ from featpipe.backbones.importing.reading import opset_of, read_foreign
 from featpipe.backbones.importing.signature import read_signature
 from featpipe.backbones.importing.surgery import count_weights, to_backbone
 from featpipe.backbones.registry import SUFFIX, check_name_is_free, models_folder
-from featpipe.backbones.writing import write_gated
+from featpipe.backbones.writing import write_backbone
 from featpipe.errors import BackboneError
 from featpipe.types import Pixels, ResizeRule
 
@@ -92,7 +92,7 @@ def import_backbone(
     )
     parts = [part for part in (found.embedding, found.feature_map) if part is not None]
     original = Original(path, model, reads, [part.name for part in parts])
-    card, cosine = write_gated(
+    card, cosine = write_backbone(
         backbone, card, target, lambda images: _outputs(original, found, images), verb="import"
     )
     return ImportReport(

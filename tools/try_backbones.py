@@ -1,12 +1,14 @@
 """Export and gate every CNN of torchvision and timm with random weights; say which cannot be.
 
-    python tools/try_backbones.py tried.jsonl [--only WORD] [--seconds N]
+    python tools/try_backbones.py tried.jsonl [--only WORD] [--seconds N] [--part I/N]
     python tools/try_backbones.py tried.jsonl --table
 
 Each network is built untrained, given weights and statistics that are neither trivial nor
 exploding (`conditioned`), exported at 96 pixels (at its own size where it takes no other),
 and compared with torch at batch 1, 2 and 33, both outputs. What is in the file or in the
 documents already is not tried again, so the run can be interrupted, and go on elsewhere.
+Two processes of ``--part 1/2`` and ``--part 2/2``, a file each, share the work; their files
+are put together before the table is made.
 ``--table`` writes the table of ``docs/backbones.md`` and ``docs/backbones-tried.csv``.
 """
 
@@ -16,9 +18,11 @@ import argparse
 import csv
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -141,7 +145,7 @@ def attempt(name: str, size: int | None) -> dict[str, Any]:
 
 def work(channel: Connection) -> None:
     """Try the networks that come through ``channel``, one after the other."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     while True:
         name = channel.recv()
         begun = time.perf_counter()
@@ -180,10 +184,12 @@ def names() -> list[str]:
     return sorted(ours, key=size) + mixed
 
 
-def run(path: Path, only: str, seconds: float) -> None:
+def run(path: Path, only: str, seconds: float, part: tuple[int, int]) -> None:
     """Try what is not in the file yet."""
     known = {record["name"] for record in records(path)}
-    todo = [n for n in names() if n not in known and only in n]
+    index, parts = part
+    mine = [n for n in names() if only in n and zlib.crc32(n.encode()) % parts == index - 1]
+    todo = [n for n in mine if n not in known]
     context = multiprocessing.get_context("spawn")
     process, channel = _start(context)
     with path.open("a", encoding="utf-8") as file:
@@ -269,12 +275,14 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", default="", help="names that hold this word")
     parser.add_argument("--seconds", type=float, default=400.0, help="for one network")
+    parser.add_argument("--part", default="1/1", help="do only the I-th of N equal shares")
     parser.add_argument("--table", action="store_true", help="write the documents")
     arguments = parser.parse_args()
     if arguments.table:
         write_table(arguments.file)
     else:
-        run(arguments.file, arguments.only, arguments.seconds)
+        index, parts = map(int, arguments.part.split("/"))
+        run(arguments.file, arguments.only, arguments.seconds, (index, parts))
 
 
 if __name__ == "__main__":

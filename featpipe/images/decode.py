@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from featpipe._files import printable
 from featpipe.images.geometry import crop_box, resized_size, stored_box, swaps_sides, turn_upright
+from featpipe.images.resize import resize_box
 from featpipe.types import Failure, Pixels, ResizeRule
 
 MAX_PIXELS = 178_956_970
@@ -27,12 +28,6 @@ FORMATS = tuple(sorted(_WANTED & set(Image.OPEN)))
 """What is decoded. Others are not tried: Pillow hands PostScript to an interpreter."""
 
 _ORIENTATION = 0x0112
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +110,8 @@ def _decode_opened(image: Image.Image, rule: ResizeRule) -> Decoded | Failure:
     colours = _eight_bits(image)
     if isinstance(colours, Failure):
         return colours
-    square = colours.resize(
-        (rule.crop, rule.crop),
-        _FILTERS[rule.interpolation],
-        box=(box[0] / scale_x, box[1] / scale_y, box[2] / scale_x, box[3] / scale_y),
-    )
+    stored = (box[0] / scale_x, box[1] / scale_y, box[2] / scale_x, box[3] / scale_y)
+    square = resize_box(colours, stored, rule.crop, rule.interpolation)
     upright = turn_upright(square, orientation)
     return Decoded(np.asarray(upright.convert("RGB")), width, height)
 

@@ -131,7 +131,8 @@ def _histogram(values: NDArray[np.float32], extremes: Range) -> NDArray[np.int64
     values = values.ravel()
     if not (math.isfinite(values.min()) and math.isfinite(values.max())):
         values = values[np.isfinite(values)]
-    # Steps that 32 bits cannot divide by: all values are one.
-    step = max((high - low) / BINS, _SMALLEST_STEP)
+    step = (high - low) / BINS
+    if step < _SMALLEST_STEP:  # 32 bits cannot divide by it: all values are one
+        step = 1.0
     bins = ((values - np.float32(low)) * np.float32(1 / step)).astype(np.int32)
     return np.bincount(np.minimum(bins, BINS - 1, out=bins), minlength=BINS)

@@ -262,6 +262,30 @@ def test_the_pixels_range_is_that_of_black_and_white(activations: Activations) -
     assert high == pytest.approx((1 - 0.406) / 0.225, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factor", [0.0, 1e-42, 1e-37])
+def test_activations_of_next_to_nothing_are_observed(convnet: Path, factor: float) -> None:
+    """A branch whose weights have died has a range; nothing overflows on the way."""
+    model = onnx.load(convnet)
+    for name in ("project.weight", "project.bias"):
+        change(model, name, lambda values: values.astype(np.float64) * factor)
+    observed = observe(prepare(model.SerializeToString(), "dead"), photographs(3, SIDE))
+    assert observed.counts["project"].sum() == 3 * 16 * 16 * 16
+    for method in METHODS:
+        low, high = observed.ranges(method)["project"]
+        assert -1e-35 < low <= high < 1e-35
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_is_not_counted(convnet: Path) -> None:
+    """One channel of NaN: the ranges are those of the others."""
+    model = onnx.load(convnet)
+    change(model, "head.bias", lambda values: np.where(np.arange(24) == 0, np.nan, values))
+    observed = observe(prepare(model.SerializeToString(), "broken"), photographs(3, SIDE))
+    assert observed.counts["feature_map"].sum() == 3 * 23 * 16 * 16
+    assert np.isfinite(observed.ranges("percentile")["feature_map"]).all()
+
+
 def test_observation_tells_how_far_it_is(prepared: Prepared) -> None:
     """Two passes over the images, to the end."""
     told: list[tuple[int, int]] = []
@@ -366,6 +390,27 @@ def test_a_layer_left_in_float_runs_in_float(
     kinds = running_kinds(model.SerializeToString(), tmp_path / "run.onnx")
     assert kinds.count("QLinearConv") == 3
     assert sum(kind in {"Conv", "FusedConv"} for kind in kinds) == 1
+
+
+def test_layers_that_share_weights_are_quantised_one_by_one(convnet: Path, tmp_path: Path) -> None:
+    """One of them stays in float while the other runs as integers."""
+    model = onnx.load(convnet)
+    head = next(node for node in model.graph.node if node.output[0] == "head")
+    twice = onnx.helper.make_node(
+        "Conv", ["sum", "project.weight", "project.bias"], ["twice"], kernel_shape=[1, 1]
+    )
+    model.graph.node.insert(list(model.graph.node).index(head), twice)
+    head.input[0] = "twice"
+    data, images = model.SerializeToString(), photographs(8, SIDE)
+    ready = prepare(data, "twice")
+    sharing = [layer for layer in ready.layers if layer.weight.startswith("project.weight")]
+    assert len(sharing) == len({layer.weight for layer in sharing}) == 2
+    ranges, expected = observe(ready, images).ranges("minmax"), Runner(data).embed(images)
+    for layer in sharing:
+        made = quantize_int8(ready, ranges, float_layers=[layer]).SerializeToString()
+        kinds = running_kinds(made, tmp_path / "run.onnx")
+        assert kinds.count("QLinearConv") == 4
+        assert cosines(expected, Runner(made).embed(images)).min() > 0.99
 
 
 def test_layers_in_float_come_nearer_to_float(

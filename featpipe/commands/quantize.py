@@ -147,19 +147,24 @@ def _lines(report: QuantizeReport) -> Iterator[str]:
             f"int8, ranges by {report.chosen.method} from {report.images} images; {in_float}"
             f"{f' ({left})' if left else ''}"
         )
+    others = "other images" if report.images else "images"
     yield (
-        f"cosine to {report.source} on {report.held} other images: mean "
+        f"cosine to {report.source} on {report.held} {others}: mean "
         f"{report.cosine_mean:.4f}, minimum {report.cosine_min:.4f}"
     )
     yield (
-        f"{report.speed_after:,.0f} images/s on one core of this machine instead of "
-        f"{report.speed_before:,.0f}"
+        f"{_rate(report.speed_after)} images/s on one core of this machine instead of "
+        f"{_rate(report.speed_before)}"
     )
     yield from (_comparison(comparison) for comparison in report.comparisons)
     yield (
         f"{report.card.name}: {report.size_after / 1e6:.1f} MB instead of "
         f"{report.size_before / 1e6:.1f} MB → {report.path}"
     )
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 20 else f"{speed:.2g}"
 
 
 def _comparison(found: Comparison) -> str:

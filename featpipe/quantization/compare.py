@@ -7,7 +7,7 @@ is much more certain than either: it is measured pair by pair.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe._files import printable
 from featpipe.backbones import load_backbone
 from featpipe.embedding import EmbedOptions, run_embedding
-from featpipe.errors import LabelError
-from featpipe.heads import head_spec
+from featpipe.errors import LabelError, SourceError
+from featpipe.heads import HeadSpec, head_spec
 from featpipe.heads.registry import class_scores
 from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
 from featpipe.sources import SourceLike
@@ -86,50 +87,120 @@ def compare_heads(
 ) -> list[Comparison]:
     """Embed labelled images with two backbones, fit heads on both, compare them pair by pair.
 
-    Where the source has a split ``test`` or ``val``, heads learn on ``train`` and are
-    compared on that; otherwise by nested cross-validation on all labelled images.
-
     Parameters
     ----------
     before, after : path
         Backbone files.
+
+    Others, and errors, as of `measure_heads` and `pair`.
+    """
+    first, second = (
+        measure_heads(source, path, heads, folder=folder, progress=progress, seed=seed)
+        for path in (before, after)
+    )
+    return pair(first, second, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Which labelled images of a source heads classify rightly, with one backbone.
+
+    Attributes
+    ----------
+    source, estimate : str
+    rows : tuple of bytes, (n,)
+        Contents of all images of the source, in order.
+    units : ndarray of int, (m,)
+        Of the images that were judged; see `paired_difference`.
+    right : dict of str to ndarray of bool, (m,)
+        For each head.
+    """
+
+    source: str
+    estimate: str
+    rows: tuple[bytes, ...]
+    units: Ints
+    right: dict[str, Flags]
+
+
+def measure_heads(
+    source: SourceLike,
+    backbone: Path,
+    heads: Sequence[str],
+    *,
+    folder: Path | None = None,
+    progress: ProgressCallback | None = None,
+    seed: int = 0,
+) -> Measured:
+    """Embed labelled images with one backbone, and judge heads on the vectors.
+
+    Where the source has a split ``test`` or ``val``, heads learn on ``train`` and are judged
+    on that; otherwise by nested cross-validation on all labelled images.
+
+    Parameters
+    ----------
+    backbone : path
+        Its file.
+    heads : sequence of str
+        One at least.
     folder : path, optional
-        Where the stores of vectors stay; a temporary folder by default.
+        Where the store of vectors stays; a temporary folder by default.
 
     Raises
     ------
+    SourceError
+        When there are no images.
     LabelError
-        When there are no labels, or too few images in a class.
+        When there are no labels, one class only, or too few images in a class.
+    HeadError
+        When there is no head of such a name; no image has been read then.
     """
+    specs = {head: head_spec(head) for head in heads}
     with tempfile.TemporaryDirectory() as scratch:
-        stores = [
-            run_embedding(
-                source,
-                path,
-                output=Path(folder or scratch, load_backbone(path).fingerprint),
-                options=EmbedOptions(device="cpu"),
-                progress=progress,
-            ).store
-            for path in (before, after)
-        ]
-        name = Path(stores[0].source).name or stores[0].source
-        return [_compare(name, head, stores, seed) for head in heads]
+        store = run_embedding(
+            source,
+            backbone,
+            output=Path(folder or scratch, load_backbone(backbone).fingerprint),
+            options=EmbedOptions(device="cpu"),
+            progress=progress,
+        ).store
+        learn, held, estimate = _divide(store)
+        judged = {
+            head: _nested(store, spec, learn, seed)
+            if held is None
+            else _on_split(store, spec, learn, held, seed)
+            for head, spec in specs.items()
+        }
+        name = Path(store.source).name or store.source
+        units = next(iter(judged.values()))[1]
+        right = {head: flags for head, (flags, _) in judged.items()}
+        return Measured(name, estimate, tuple(store.keys), units, right)
 
 
-def _compare(name: str, head: str, stores: Sequence[EmbeddingStore], seed: int) -> Comparison:
-    learn, held, estimate = _divide(stores[0])
-    measure: Callable[[EmbeddingStore], tuple[Flags, Ints]] = (
-        (lambda store: _nested(store, head, learn, seed))
-        if held is None
-        else (lambda store: _on_split(store, head, learn, held, seed))
-    )
-    (right_before, units), (right_after, _) = map(measure, stores)
-    difference, interval = paired_difference(right_before, right_after, units, seed=seed)
+def pair(before: Measured, after: Measured, *, seed: int = 0) -> list[Comparison]:
+    """Compare two measurements on the same images, a head each.
+
+    Raises
+    ------
+    SourceError
+        When the images are not the same.
+    """
+    if before.rows != after.rows:
+        raise SourceError(
+            f"the images of {printable(before.source)} have changed between the two measurements: "
+            "compare again when nothing writes there"
+        )
+    return [_compared(before, after, head, seed) for head in before.right]
+
+
+def _compared(before: Measured, after: Measured, head: str, seed: int) -> Comparison:
+    right_before, right_after = before.right[head], after.right[head]
+    difference, interval = paired_difference(right_before, right_after, before.units, seed=seed)
     return Comparison(
-        source=name,
+        source=before.source,
         head=head,
-        estimate=estimate,
-        images=len(units),
+        estimate=before.estimate,
+        images=len(before.units),
         before=100 * float(right_before.mean()),
         after=100 * float(right_after.mean()),
         difference=difference,
@@ -175,8 +246,10 @@ def paired_difference(
         return difference, (-furthest, furthest)
     sums = np.bincount(member, changes, n_units)
     sizes = np.bincount(member, minlength=n_units)
+    # Units of one size and change are alike: how many of each kind are drawn is all that counts.
+    (sums, sizes), kinds = np.unique([sums, sizes], axis=1, return_counts=True)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=_RESAMPLES)
+    drawn = rng.multinomial(n_units, kinds / n_units, size=_RESAMPLES)
     low, high = np.quantile((drawn @ sums) / (drawn @ sizes), (0.025, 0.975))
     return difference, (100 * float(low), 100 * float(high))
 
@@ -189,21 +262,27 @@ def _divide(store: EmbeddingStore) -> tuple[Ints, Ints | None, str]:
             "the images to compare on have no labels: put them into class folders, or leave "
             "--compare out"
         )
-    splits = store.splits
-    learn = labelled & (splits == "train")
-    for name in ("test", "val"):
-        held = labelled & (splits == name)
-        if learn.any() and held.any():
-            return np.flatnonzero(learn), np.flatnonzero(held), f"split {name}"
-    return np.flatnonzero(labelled), None, "nested cross-validation"
+    learn, held, estimate = labelled, None, "nested cross-validation"
+    train = labelled & (store.splits == "train")
+    for name in ("val", "test"):
+        there = labelled & (store.splits == name)
+        if train.any() and there.any():
+            learn, held, estimate = train, there, f"split {name}"
+    classes = {str(label) for label in store.labels()[learn]}
+    if len(classes) < 2:
+        raise LabelError(
+            f"the images to compare on have one label to learn, {printable(classes.pop())}: a "
+            "head needs two classes at least; give another folder with --compare, or leave it out"
+        )
+    return np.flatnonzero(learn), None if held is None else np.flatnonzero(held), estimate
 
 
 def _on_split(
-    store: EmbeddingStore, head: str, learn: Ints, held: Ints, seed: int
+    store: EmbeddingStore, spec: HeadSpec, learn: Ints, held: Ints, seed: int
 ) -> tuple[Flags, Ints]:
     rows = labelled_rows(store, learn)
     folds = make_folds(rows.y, rows.units, _FOLDS, seed, rows.classes)
-    fitted = fit_tuned(head_spec(head), rows.X, rows.y, folds, seed=seed)
+    fitted = fit_tuned(spec, rows.X, rows.y, folds, seed=seed)
     position = {name: k for k, name in enumerate(rows.classes)}
     # A class that was never learnt is never right, before and after.
     y = np.array([position.get(str(label), -1) for label in store.labels()[held]])
@@ -211,10 +290,10 @@ def _on_split(
     return found == y, _units(store, held)
 
 
-def _nested(store: EmbeddingStore, head: str, learn: Ints, seed: int) -> tuple[Flags, Ints]:
+def _nested(store: EmbeddingStore, spec: HeadSpec, learn: Ints, seed: int) -> tuple[Flags, Ints]:
     rows = labelled_rows(store, learn)
     probabilities = nested_probabilities(
-        head_spec(head),
+        spec,
         rows.X,
         rows.y,
         rows.units,

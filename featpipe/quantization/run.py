@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from featpipe._files import make_folder, printable, write_error
+from featpipe._files import printable
 from featpipe.backbones import Backbone, BackboneCard, load_backbone
 from featpipe.backbones.card import QUANTISER
 from featpipe.backbones.contract import read_backbone
@@ -20,6 +19,7 @@ from featpipe.backbones.gate import DEVICE_COSINE, photographs
 from featpipe.backbones.quantize import (
     METHODS,
     Layer,
+    Prepared,
     Runner,
     halve_weights,
     interleaved_speeds,
@@ -27,15 +27,22 @@ from featpipe.backbones.quantize import (
     prepare,
 )
 from featpipe.backbones.quantize.sensitivity import cosines
-from featpipe.backbones.registry import SUFFIX, models_folder
+from featpipe.backbones.registry import SUFFIX, check_name_is_free, models_folder
 from featpipe.backbones.writing import write_backbone
 from featpipe.errors import BackboneError, SourceError
+from featpipe.heads import head_spec
+from featpipe.quantization.checks import (
+    check_integers,
+    check_is_another,
+    check_writable,
+    default_name,
+)
 from featpipe.quantization.choice import Chooser
-from featpipe.quantization.compare import Comparison, compare_heads
+from featpipe.quantization.compare import Measured, measure_heads, pair
 from featpipe.quantization.report import QuantizeReport, Variant
-from featpipe.quantization.sample import Sample, draw_sample
+from featpipe.quantization.sample import FEWEST, Sample, draw_sample
 from featpipe.sources import SourceLike, open_source
-from featpipe.types import Pixels, Progress, ProgressCallback
+from featpipe.types import Pixels, Progress, ProgressCallback, Vectors
 
 PRECISIONS = ("int8", "fp16")
 FLOOR = 0.95
@@ -61,7 +68,7 @@ class QuantizeOptions:
     method : {"auto", "minmax", "percentile", "entropy"}
         How ranges of activations are chosen; auto takes the one with the highest cosine.
     images : int
-        How many images to calibrate with, at most.
+        How many images to calibrate with, at most; 20 are the least.
     float_layers : int or None
         Layers that stay in float, those that cost most; None: as many as it takes.
     name : str or None
@@ -82,10 +89,12 @@ class QuantizeOptions:
             raise ValueError(f"precision must be int8 or fp16, not {self.precision!r}")
         if self.method not in {"auto", *METHODS}:
             raise ValueError(f"method must be auto, {', '.join(METHODS)}, not {self.method!r}")
-        if self.images < 1:
-            raise ValueError(f"images must be 1 or more, not {self.images}")
+        if self.images < FEWEST:
+            raise ValueError(f"images must be {FEWEST} or more, not {self.images}")
         if self.float_layers is not None and self.float_layers < 0:
             raise ValueError(f"float_layers must be 0 or more, not {self.float_layers}")
+        if not self.heads:
+            raise ValueError("heads must name one at least")
 
 
 def quantize(
@@ -117,12 +126,13 @@ def quantize(
     Raises
     ------
     BackboneError
-        When there is no such backbone, it cannot be quantised, or what would be written is too
-        far from it. Nothing is written then.
+        When there is no such backbone, it cannot be quantised, what would be written is too
+        far from it, or its name stands for something else. Nothing is written then.
     SourceError
         When there are too few images.
     LabelError
-        When the images to compare on have no labels.
+        When the images to compare on have no labels, one class, or too few images in a class.
+        Nothing is written then.
     WriteError
         When the new file cannot be written.
 
@@ -162,26 +172,41 @@ class _Quantization:
         self._backbone = load_backbone(model, models_dir)
         self._data = read_backbone(self._backbone.path).data
         self._options, self._progress = options, progress
-        name = options.name or f"{self._backbone.name}_{options.precision}"
+        name = options.name or default_name(self._backbone.name, options.precision)
         # The card refuses a name that leads elsewhere before it becomes part of a path.
         self._card = replace(self._backbone.card, name=name, fingerprint="")
+        check_name_is_free(name)
         self._path = models_folder(models_dir) / f"{name}{SUFFIX}"
-        _refuse_itself(self._path, self._backbone)
+        check_is_another(self._path, self._backbone)
 
     def go(self, calibrate: SourceLike | None, compare: SourceLike | None) -> QuantizeReport:
-        _check_writable(self._path)
+        for head in self._options.heads:
+            head_spec(head)
+        check_writable(self._path)
         sample = self._sample(calibrate)
-        embed = Runner(self._data).embed
+        expected = self._expected(sample.held)
         if self._options.precision == "int8":
-            made = self._int8(sample)
-            _check_integers(made.model.SerializeToString(), sample.held, self._card.name)
+            prepared = self._prepared()
+            before = self._measured(compare, self._backbone.path)
+            made = self._int8(prepared, sample)
+            check_integers(made.model.SerializeToString(), sample.held, self._card.name)
         else:
-            made = self._fp16(sample)
-        card = self._write(made)
+            halved = halve_weights(self._data, self._backbone.name)
+            before = self._measured(compare, self._backbone.path)
+            made = self._fp16(halved, sample, expected)
+        report = self._reported(made, self._write(made), sample, expected)
+        after = self._measured(compare, self._path)
+        if before is None or after is None:
+            return report
+        return replace(report, comparisons=tuple(pair(before, after)))
+
+    def _reported(
+        self, made: _Made, card: BackboneCard, sample: Sample, expected: Vectors
+    ) -> QuantizeReport:
+        """Measure the file that was written."""
         after = self._path.read_bytes()
-        reached = cosines(embed(sample.held), Runner(after).embed(sample.held))
+        reached = cosines(expected, Runner(after).embed(sample.held))
         speeds = interleaved_speeds([self._data, after], sample.held[:_SPEED_BATCH])
-        comparisons = [] if compare is None else self._compare(compare)
         return QuantizeReport(
             card=card,
             path=self._path,
@@ -203,15 +228,17 @@ class _Quantization:
             size_after=len(after),
             speed_before=speeds[0],
             speed_after=speeds[1],
-            comparisons=tuple(comparisons),
             notes=sample.notes,
         )
 
     def _sample(self, calibrate: SourceLike | None) -> Sample:
-        rule = self._backbone.card.resize
+        rule, n_images = self._backbone.card.resize, self._options.images
         if calibrate is not None:
-            source = open_source(calibrate)
-            return draw_sample(source, rule, self._options.images, progress=self._progress)
+            sample = draw_sample(open_source(calibrate), rule, n_images, progress=self._progress)
+            if self._options.precision == "int8":
+                return sample
+            # Nothing is calibrated: images are measured on, and that is all.
+            return replace(sample, calibrate=sample.calibrate[:0], notes=())
         if self._options.precision == "int8":
             raise SourceError(
                 "int8 is calibrated on images: give a folder of those that will be embedded "
@@ -220,8 +247,26 @@ class _Quantization:
         images = photographs(_PHOTOGRAPHS, rule.crop)
         return Sample("featpipe's own photographs", images[:0], images)
 
-    def _int8(self, sample: Sample) -> _Made:
+    def _expected(self, images: Pixels) -> Vectors:
+        vectors = Runner(self._data).embed(images)
+        if not np.isfinite(vectors).all():
+            raise BackboneError(
+                f"{self._backbone.name} gives vectors with NaN or infinity: nothing was written; "
+                "its weights are probably wrong"
+            )
+        return vectors
+
+    def _prepared(self) -> Prepared:
         prepared = prepare(self._data, self._backbone.name)
+        if (self._options.float_layers or 0) >= len(prepared.layers):
+            raise BackboneError(
+                f"{self._backbone.name} has {len(prepared.layers)} layers, and "
+                f"{self._options.float_layers} left in float leave none for int8: lower "
+                "--float-layers, or leave it out"
+            )
+        return prepared
+
+    def _int8(self, prepared: Prepared, sample: Sample) -> _Made:
         activations = observe(
             prepared, sample.calibrate, lambda done, of: self._tell("calibrating", done, of)
         )
@@ -244,10 +289,9 @@ class _Quantization:
             _int8_note(self._backbone, sample, found.variant, found.float_layers),
         )
 
-    def _fp16(self, sample: Sample) -> _Made:
-        model = halve_weights(self._data, self._backbone.name)
+    def _fp16(self, model: onnx.ModelProto, sample: Sample, expected: Vectors) -> _Made:
         data = model.SerializeToString()
-        reached = cosines(Runner(self._data).embed(sample.held), Runner(data).embed(sample.held))
+        reached = cosines(expected, Runner(data).embed(sample.held))
         variant = Variant("fp16", 0, len(data), float(reached.mean()), float(reached.min()))
         note = (
             f"Weights of {_origin(self._backbone)} stored as 16-bit floats; the arithmetic is in "
@@ -270,53 +314,18 @@ class _Quantization:
             made.model, card, self._path, source.outputs, verb=verb, cosine=least
         )[0]
 
-    def _compare(self, source: SourceLike) -> list[Comparison]:
-        return compare_heads(
-            source,
-            self._backbone.path,
-            self._path,
-            self._options.heads,
-            progress=self._progress,
-        )
+    def _measured(self, source: SourceLike | None, path: Path) -> Measured | None:
+        """Judge heads with a backbone: once before the work, so that no figures get lost.
+
+        What cannot be compared is found out then, and nothing has been written.
+        """
+        if source is None:
+            return None
+        return measure_heads(source, path, self._options.heads, progress=self._progress)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(Progress(done, total, stage=stage))
-
-
-def _refuse_itself(path: Path, backbone: Backbone) -> None:
-    if path.exists() and path.samefile(backbone.path):
-        raise BackboneError(
-            f"the new backbone would take the place of the one that it is made of, "
-            f"{printable(str(path))}: give another --name"
-        )
-
-
-def _check_integers(data: bytes, images: Pixels, name: str) -> None:
-    """Refuse a model whose integers overflow on this processor: others would differ.
-
-    Raises
-    ------
-    BackboneError
-        With the share of numbers that differ.
-    """
-    own, exact = Runner(data).embed(images), Runner(data, exact=True).embed(images)
-    if not np.array_equal(own, exact):
-        raise BackboneError(
-            f"the int8 form of {name} gives other vectors with this processor's integer kernels "
-            f"than with exact ones ({100 * np.mean(own != exact):.0f} % of the numbers): nothing "
-            "was written; take --precision fp16, and report it"
-        )
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before minutes of work, and not after, that a folder cannot be written."""
-    make_folder(path.parent)
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as exc:
-        raise write_error(path, exc) from exc
 
 
 def _origin(backbone: Backbone) -> str:

@@ -59,7 +59,7 @@ def draw_sample(
     rule : ResizeRule
         How the backbone wants its images.
     n_images : int
-        Where the source has fewer, a fifth of them is held out.
+        20 at least. Where the source has fewer, a fifth of them is held out.
     seed : int
         Of the order: the same source and seed give the same images.
 
@@ -72,22 +72,27 @@ def draw_sample(
     if not refs:
         raise SourceError(source.nothing_found())
     order = np.random.default_rng(seed).permutation(len(refs))
-    n_held = min(_MOST_HELD, max(1, n_images // 4))
+    n_held = min(_MOST_HELD, n_images // 4)
+    most = min(n_images + n_held, len(refs))
     failures: list[tuple[str, str]] = []
-    images: list[Pixels] = []
+    images = np.empty((most, rule.crop, rule.crop, 3), np.uint8)
+    found = 0
     for pixels in _decoded(source, (refs[i] for i in order), rule, failures):
-        images.append(pixels)
+        images[found] = pixels
+        found += 1
         if progress is not None:
-            total = min(n_images + n_held, len(refs))
-            progress(Progress(len(images), total, failed=len(failures), stage="reading"))
-        if len(images) == n_images + n_held:
+            progress(Progress(found, most, failed=len(failures), stage="reading"))
+        if found == most:
             break
-    if len(images) < min(FEWEST, n_images):
-        raise SourceError(_too_few(source, len(refs), images, failures))
-    n_held = min(n_held, max(1, len(images) // 5))
-    stack = np.stack(images)
+    if found < FEWEST:
+        raise SourceError(_too_few(source, len(refs), found, failures))
+    n_held = min(n_held, found // 5)
     return Sample(
-        source.name, stack[n_held:], stack[:n_held], tuple(failures), tuple(_notes(len(images)))
+        source.name,
+        images[n_held:found],
+        images[:n_held],
+        tuple(failures),
+        tuple(_notes(found)),
     )
 
 
@@ -123,12 +128,10 @@ def _read(source: Source, ref: ImageRef) -> bytes | str:
         return f"the file cannot be read: {getattr(exc, 'strerror', None) or exc}"
 
 
-def _too_few(
-    source: Source, listed: int, images: list[Pixels], failures: list[tuple[str, str]]
-) -> str:
+def _too_few(source: Source, listed: int, found: int, failures: list[tuple[str, str]]) -> str:
     first = f" (first: {printable(failures[0][0])}: {failures[0][1]})" if failures else ""
     return (
-        f"{printable(source.location)} has {len(images)} different images that can be used, of "
+        f"{printable(source.location)} has {found} different images that can be used, of "
         f"{listed} that are listed, and quantisation needs {FEWEST}{first}: give a folder with "
         "more images of the kind that will be embedded"
     )

@@ -7,6 +7,7 @@ observation serves them all. Memory does not grow with the number of images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from featpipe.types import Pixels
 BINS = 2048
 _AT_ONCE = 2
 """Images a call: every activation of these is in memory."""
+_SMALLEST_STEP = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Activations:
     Attributes
     ----------
     extremes : mapping of str to (float, float)
-        Smallest and largest value.
+        Smallest and largest finite value.
     counts : mapping of str to ndarray of int, (BINS,)
         Histogram between these. What goes into a rectifier has none: integers take both in
         at once, and the rectifier's output decides.
@@ -118,11 +120,19 @@ def _with_outputs(prepared: Prepared) -> onnx.ModelProto:
 
 def _wider(former: Range | None, values: NDArray[np.float32]) -> Range:
     low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        values = values[np.isfinite(values)]
+        low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     return (low, high) if former is None else (min(former[0], low), max(former[1], high))
 
 
 def _histogram(values: NDArray[np.float32], extremes: Range) -> NDArray[np.int64]:
     low, high = extremes
-    step = (high - low) / BINS or 1.0
-    bins = ((values.ravel() - np.float32(low)) * np.float32(1 / step)).astype(np.int32)
+    values = values.ravel()
+    if not (math.isfinite(values.min()) and math.isfinite(values.max())):
+        values = values[np.isfinite(values)]
+    step = (high - low) / BINS
+    if step < _SMALLEST_STEP:  # 32 bits cannot divide by it: all values are one
+        step = 1.0
+    bins = ((values - np.float32(low)) * np.float32(1 / step)).astype(np.int32)
     return np.bincount(np.minimum(bins, BINS - 1, out=bins), minlength=BINS)

@@ -54,6 +54,8 @@ def quantize_int8(
     model.CopyFrom(prepared.model)
     add_infer_metadata(model)
     kept = {layer.node for layer in float_layers}
+    asked = prepared.layers if only is None else only
+    scaled = [layer for layer in asked if layer.node not in kept]
     with _quiet():
         quantizer = QDQQuantizer(
             model,
@@ -65,7 +67,7 @@ def quantize_int8(
             nodes_to_quantize=_nodes_of(only) if only is not None else [],
             nodes_to_exclude=sorted(kept | _inexpressible(prepared)),
             op_types_to_quantize=list(_QUANTISED),
-            extra_options={"TensorQuantOverrides": _weight_scales(prepared, kept)},
+            extra_options={"TensorQuantOverrides": _weight_scales(prepared, scaled)},
         )
         quantizer.quantize_model()
     made: onnx.ModelProto = quantizer.model.model
@@ -100,19 +102,20 @@ def _inexpressible(prepared: Prepared) -> set[str]:
     return products | set(prepared.pixelwise)
 
 
-def _weight_scales(prepared: Prepared, kept: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the scales of all weights in the form that the quantiser takes."""
+def _weight_scales(
+    prepared: Prepared, layers: Collection[Layer]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the scales of these layers' weights in the form that the quantiser takes."""
     nodes = {node.name: node for node in prepared.model.graph.node}
     chosen = {}
-    for layer in prepared.layers:
-        if layer.node not in kept:
-            axis, scales = _scales_of(nodes[layer.node], prepared.weights(layer))
-            entries = [
-                {"quant_type": QuantType.QInt8, "scale": scale, "zero_point": np.int8(0)}
-                for scale in scales
-            ]
-            entries[0]["axis"] = axis
-            chosen[layer.weight] = entries
+    for layer in layers:
+        axis, scales = _scales_of(nodes[layer.node], prepared.weights(layer))
+        entries: list[dict[str, Any]] = [
+            {"quant_type": QuantType.QInt8, "scale": scale, "zero_point": np.int8(0)}
+            for scale in scales
+        ]
+        entries[0]["axis"] = axis
+        chosen[layer.weight] = entries
     return chosen
 
 

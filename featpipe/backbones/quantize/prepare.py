@@ -102,6 +102,7 @@ def prepare(data: bytes, name: str) -> Prepared:
         )
     model = onnx.shape_inference.infer_shapes(_folded(model, data))
     _name_nodes(model)
+    _separate_weights(model)
     layers = tuple(_layers(model))
     if not layers:
         raise BackboneError(
@@ -151,6 +152,21 @@ def _name_nodes(model: onnx.ModelProto) -> None:
     for number, node in enumerate(model.graph.node):
         if not node.name or taken[node.name] > 1:
             node.name = f"{node.op_type}_{number}_{node.output[0]}"
+
+
+def _separate_weights(model: onnx.ModelProto) -> None:
+    """Give layers that share weights a copy each: one may be quantised without the other."""
+    weights = {t.name: t for t in model.graph.initializer}
+    taken: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in LAYER_KINDS or node.input[1] not in weights:
+            continue
+        shared = node.input[1]
+        if shared in taken:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(weights[shared])
+            copy.name = node.input[1] = f"{shared}_of_{node.name}"
+        taken.add(shared)
 
 
 def _layers(model: onnx.ModelProto) -> Iterator[Layer]:

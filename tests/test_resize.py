@@ -25,9 +25,11 @@ def cat(mode: str = "RGB") -> Image.Image:
 
 
 def apart(image: Image.Image, box: Box, side: int, kind: str) -> np.ndarray:
-    """Return by how many grey levels each pixel differs from Pillow's."""
+    """Return by how many grey levels each pixel differs from Pillow's, rows first."""
     ours = np.asarray(resize_box(image, box, side, kind)).astype(int)  # type: ignore[arg-type]
-    theirs = np.asarray(image.resize((side, side), FILTERS[kind], box=box))
+    left, top, right, bottom = box
+    rows = image.resize((side, image.height), FILTERS[kind], box=(left, 0, right, image.height))
+    theirs = np.asarray(rows.resize((side, side), FILTERS[kind], box=(0, top, side, bottom)))
     assert ours.shape == theirs.shape
     return np.abs(ours - theirs)
 
@@ -42,7 +44,6 @@ def boxes(draw: st.DrawFn, width: int, height: int) -> Box:
     return left, top, right, bottom
 
 
-@pytest.mark.skipif(resize.simd is None, reason="cykooz.resizer has no wheel for this platform")
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic", "lanczos"])
 def test_a_photograph_is_pillows(kind: str, mode: str) -> None:
@@ -57,18 +58,14 @@ def test_a_photograph_is_pillows(kind: str, mode: str) -> None:
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_any_box_of_noise_is_pillows(mode: str, data: st.DataObject) -> None:
-    """Whatever box, size and filter: noise itself hardly differs.
-
-    A tap at the rim of the filter, which weighs next to nothing, is left out by one of the two.
-    """
+    """Whatever box, size and filter: even noise is a grey level or two off, by rounding twice."""
     width, height = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(noise).convert(mode)
     box = data.draw(boxes(width, height))
     kind = data.draw(st.sampled_from(sorted(FILTERS)))
     levels = apart(image, box, data.draw(st.integers(1, 64)), kind)
-    assert levels.max() <= 20
-    assert levels.mean() < 2.0
+    assert levels.max() <= 3
 
 
 def test_without_the_package_it_is_pillow_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,15 +272,19 @@ def test_auto_without_better_devices_is_the_cpu_and_says_why(
 
 
 def test_a_file_that_changes_while_in_use_is_noticed(tiny_backbone: Path, tmp_path: Path) -> None:
-    """Between `load_backbone` and the session, another backbone took the file's place."""
+    """What was checked is what runs; a later session finds another backbone in its place."""
     path = tmp_path / "b.onnx"
     path.write_bytes(tiny_backbone.read_bytes())
     backbone = load_backbone(path)
+    side = backbone.card.input_size
+    images = np.full((1, side, side, 3), 100, dtype=np.uint8)
+    expected = load_backbone(path).open_session("cpu").run(images)
 
     def edit(model: onnx.ModelProto) -> None:
         model.graph.initializer[0].float_data[0] *= 2
 
     edited(tiny_backbone, path, edit)
+    assert np.array_equal(backbone.open_session("cpu").run(images), expected)
     with pytest.raises(BackboneError) as error:
         backbone.open_session("cpu")
     assert str(error.value) == (

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featpipe._files import printable
 from featpipe.backbones._cores import usable_cores
 from featpipe.backbones._runtime import broken_runtime
 from featpipe.backbones.card import BackboneCard
-from featpipe.backbones.contract import read_backbone
+from featpipe.backbones.contract import BackboneFile, read_backbone
 from featpipe.backbones.on_demand import find_or_export
 from featpipe.backbones.registry import BUILTIN, find_backbone, list_backbones
+from featpipe.errors import BackboneError
 
 if TYPE_CHECKING:
     from featpipe.backbones.session import Session
@@ -39,6 +42,8 @@ class Backbone:
 
     card: BackboneCard
     path: Path
+    # The bytes that were checked, for the first session: a large file is not read twice.
+    _checked: list[BackboneFile] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -64,6 +69,24 @@ class Backbone:
             raise broken_runtime(exc) from exc
 
         return open_session(self, device, precision)
+
+    def take_file(self) -> BackboneFile:
+        """Return the checked file: the first time as it was loaded, later as it is then.
+
+        Raises
+        ------
+        BackboneError
+            When the file has changed since it was loaded, or breaks the contract.
+        """
+        with suppress(IndexError):
+            return self._checked.pop()
+        file = read_backbone(self.path)
+        if file.card.fingerprint != self.fingerprint:
+            raise BackboneError(
+                f"the backbone file {printable(str(self.path))} was replaced while it was in use "
+                f"({self.fingerprint} before, {file.card.fingerprint} now): start again"
+            )
+        return file
 
     def __repr__(self) -> str:
         return (
@@ -94,4 +117,5 @@ def load_backbone(
     1280
     """
     path = find_or_export(model, models_dir)
-    return Backbone(read_backbone(path).card, path)
+    file = read_backbone(path)
+    return Backbone(file.card, path, [file])

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._files import first_line, printable
+from featpipe._files import first_line
 from featpipe.backbones import coreml, cuda, onnx_session, openvino, tensorrt
-from featpipe.backbones.contract import EMBEDDING, FEATURE_MAP, INPUT, BackboneFile, read_backbone
+from featpipe.backbones.contract import EMBEDDING, FEATURE_MAP, INPUT, BackboneFile
 from featpipe.backbones.device_check import OtherVectorsError, check_device
 from featpipe.backbones.gate import DEVICE_COSINE
 from featpipe.backbones.providers import (
@@ -156,7 +156,7 @@ def open_session(backbone: Backbone, device: str = "auto", precision: str = "aut
     """
     wanted = parse_device(device)
     arithmetic = parse_precision(precision, wanted)
-    file = _read_again(backbone)
+    file = backbone.take_file()
     if wanted.kind == "auto":
         return _open_best(file, arithmetic)
     if wanted.kind == "openvino" and arithmetic is None:
@@ -169,16 +169,6 @@ def why_not(device: Device, precision: Precision) -> Amiss | None:
     if device.kind == "cpu":
         return None
     return _DEVICES[device.kind].obstacle(device.index, precision)
-
-
-def _read_again(backbone: Backbone) -> BackboneFile:
-    file = read_backbone(backbone.path)
-    if file.card.fingerprint != backbone.fingerprint:
-        raise BackboneError(
-            f"the backbone file {printable(str(file.path))} was replaced while it was in use "
-            f"({backbone.fingerprint} before, {file.card.fingerprint} now): start again"
-        )
-    return file
 
 
 def _open_best(file: BackboneFile, precision: Precision | None) -> Session:

@@ -61,7 +61,7 @@ def textbook(model: onnx.ModelProto, ranges: dict[str, TensorData], *, reduce_ra
 
 def arithmetic(model: str) -> Iterator[str]:
     """Compare one file with itself: this processor's kernels, exact ones, and floats."""
-    from featpipe.backbones.quantize import quantize_int8  # noqa: PLC0415 - beside its rivals
+    from featpipe.backbones.quantize import quantize_int8
 
     backbone = load_backbone(model)
     data = backbone.path.read_bytes()

@@ -69,7 +69,9 @@ def naive(model: str) -> Run:
     return run
 
 
-def model_only(model: str, device: str = "cpu", precision: str = "auto") -> Run:
+def model_only(
+    model: str, device: str = "cpu", precision: str = "auto", batch_size: int | None = None
+) -> Run:
     """Run the model on batches that are ready, on all cores: one half of the limit."""
     import numpy as np
 
@@ -77,7 +79,7 @@ def model_only(model: str, device: str = "cpu", precision: str = "auto") -> Run:
 
     backbone = load_backbone(model)
     session = backbone.open_session(device, precision)
-    side, size = backbone.card.input_size, session.batch_size
+    side, size = backbone.card.input_size, batch_size or session.batch_size
     batch = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), dtype=np.uint8)
 
     def run(paths: list[str]) -> int:
@@ -137,6 +139,31 @@ def torch_usual(network: str, resize: int, crop: int) -> Run:
         with torch.no_grad():
             for batch in loader(paths):
                 model(batch)
+
+    return run
+
+
+def torch_model(
+    network: str, crop: int, batch_size: int, device: str, compiled: bool, half: bool
+) -> Run:
+    """Run torch's own network on batches that lie on the device already."""
+    import torch
+
+    model: Any = _network(network).to(device, memory_format=torch.channels_last)
+    batch = torch.randn(batch_size, 3, crop, crop, device=device)
+    batch = batch.to(memory_format=torch.channels_last)
+    if half:
+        model, batch = model.half(), batch.half()
+    if compiled:
+        model = torch.compile(model, mode="max-autotune")
+
+    def run(paths: list[str]) -> int:
+        batches = max(4, len(paths) // batch_size)
+        with torch.inference_mode():
+            for _ in range(batches):
+                vectors = model(batch)
+            vectors.cpu()  # waits for all that was asked for
+        return batches * batch_size
 
     return run
 
@@ -233,6 +260,7 @@ CONTENDERS: dict[str, Callable[..., Run]] = {
     "reference": reference_decode,
     "torch": torch_usual,
     "expert": torch_expert,
+    "torch model": torch_model,
     "fastembed": fastembed_folder,
 }
 

@@ -34,6 +34,7 @@ from featpipe.types import ImageRef
 
 HERE = Path(__file__).resolve().parents[1]
 FOLDERS, FEW = 100, 10
+MEASURED = ("wall_s", "run_s", "peak_mib")
 _EMBEDDED = 100_000
 """Larger trees get their store from the library's writer: the vectors do not matter here."""
 
@@ -129,6 +130,7 @@ def once(code: str, checkout: Path, *arguments: Path) -> tuple[float, float, flo
     """Run ``code`` in a new process: seconds with the imports, seconds of the run, peak MiB."""
     found = subprocess.run(
         [sys.executable, "-c", code + PEAK + "print(peak)", *map(str, arguments)],
+        cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(checkout)},
         check=True,
         capture_output=True,
@@ -157,7 +159,9 @@ def measure(
     return {
         name: {
             what: statistics.median(column)
-            for what, column in zip(("wall_s", "run_s", "peak_mib"), zip(*rows, strict=True))
+            for what, column in zip(
+                ("wall_s", "run_s", "peak_mib"), zip(*rows, strict=True), strict=True
+            )
         }
         for name, rows in taken.items()
     }
@@ -168,14 +172,17 @@ def show(count: int, found: dict[str, dict[str, float]]) -> None:
     print("| | wall s | run s | peak MiB | bytes an image |\n|---|---|---|---|---|")
     for name, row in found.items():
         few = found.get(name.replace(f"{count:,} files", f"{FEW} files"))
-        above = f"{(row['peak_mib'] - few['peak_mib']) * 2**20 / count:,.0f}" if few else ""
-        above = above if few is not row else ""
-        print(f"| {name} | {row['wall_s']:.2f} | {row['run_s']:.2f} | {row['peak_mib']:.0f} | {above} |")
+        above = (row["peak_mib"] - few["peak_mib"]) * 2**20 / count if few else 0
+        shown = f"{above:,.0f}" if few is not None and few is not row else ""
+        times = f"{row['wall_s']:.2f} | {row['run_s']:.2f}"
+        print(f"| {name} | {times} | {row['peak_mib']:.0f} | {shown} |")
 
 
 def main() -> None:
     """Measure, print, and write the figures where --json asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--before", type=Path, help="another checkout, timed in turn")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -185,9 +192,9 @@ def main() -> None:
     sys.path.insert(0, str(HERE / "tests"))
     from conftest import build_tiny_backbone  # noqa: PLC0415 - the tests' backbone of five nodes
 
-    checkouts = {"before": asked.before} if asked.before else {}
+    checkouts = {"before": asked.before.resolve()} if asked.before else {}
     checkouts["now"] = HERE
-    scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="featpipe-rerun-"))
+    scratch = (asked.scratch or Path(tempfile.mkdtemp(prefix="featpipe-rerun-"))).resolve()
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         model = scratch / "tiny.onnx"
@@ -196,8 +203,8 @@ def main() -> None:
         found = measure(scratch, asked.files, model, checkouts, asked.repetitions)
         print(
             f"{asked.files:,} files in {FOLDERS} folders, {os.cpu_count()} cores, medians of "
-            f"{asked.repetitions} repetitions in turn; load {load:.1f} to {os.getloadavg()[0]:.1f}, "
-            f"{time.time() - begun:.0f} s\n"
+            f"{asked.repetitions} repetitions in turn; load {load:.1f} to "
+            f"{os.getloadavg()[0]:.1f}, {time.time() - begun:.0f} s\n"
         )
         show(asked.files, found)
     finally:

@@ -1,8 +1,9 @@
 r"""Images in columns: what an `ImageRef` says of one, said of many, as an Arrow table.
 
 An object an image costs half a kilobyte and microseconds, a row here some fifty bytes and
-nothing more. Text stands in it as in ``index.parquet`` (`featpipe._files.escape_path`): names
-of files need not be Unicode, columns must.
+nothing more. Names of files need not be Unicode, columns must: paths stand in them escaped
+(`featpipe._files.escape_path`), as in ``index.parquet``; in all other text a byte that is no
+UTF-8 is ``\xNN`` for good, as nothing is looked up by it.
 """
 
 from __future__ import annotations
@@ -34,32 +35,38 @@ BLOCK_ROWS = 2**14
 """Rows that are objects at one time, where something goes through objects."""
 
 
-def text_column(values: Sequence[str | None]) -> pa.Array:
-    """Return texts as a column, escaped.
+def path_column(paths: Sequence[str]) -> pa.Array:
+    """Return paths as a column."""
+    try:
+        joined = "".join(paths)
+        joined.encode()
+        is_plain = "\\x" not in joined
+    except UnicodeEncodeError:
+        is_plain = False
+    return pa.array(paths if is_plain else map(escape_path, paths), pa.string())
 
-    >>> text_column(["a", None, "caf\udce9"]).to_pylist() == ["a", None, r"caf\xe9"]
+
+def text_column(values: Sequence[str | None]) -> pa.Array:
+    r"""Return texts as a column.
+
+    >>> text_column(["a", None, "caf\udce9"]).to_pylist()[2] == r"caf\xe9"
     True
     """
     try:
-        joined = "".join(value for value in values if value is not None)
-        joined.encode()
+        return pa.array(values, pa.string())
     except UnicodeEncodeError:
-        escape = True
-    else:
-        escape = "\\x" in joined
-    if escape:
-        values = [None if value is None else escape_path(value) for value in values]
-    return pa.array(values, pa.string())
+        return pa.array([None if v is None else _as_unicode(v) for v in values], pa.string())
 
 
 def constant_column(value: str | None, count: int) -> pa.Array:
-    """Return one text, ``count`` times, as a column, escaped."""
-    return pa.repeat(pa.scalar(None if value is None else escape_path(value), pa.string()), count)
+    """Return one text, ``count`` times, as a column."""
+    text = None if value is None else _as_unicode(value)
+    return pa.repeat(pa.scalar(text, pa.string()), count)
 
 
 def in_columns(refs: Sequence[ImageRef]) -> pa.Table:
     """Return a listing of ``refs``."""
-    columns = [text_column([r.path for r in refs])]
+    columns = [path_column([r.path for r in refs])]
     columns += [
         pa.array([getattr(r, name) for r in refs], pa.int64()) for name in LISTED.names[1:3]
     ]
@@ -67,28 +74,18 @@ def in_columns(refs: Sequence[ImageRef]) -> pa.Table:
     table = pa.table(columns, schema=LISTED)
     for name in dict.fromkeys(name for r in refs for name in r.labels):
         values = text_column([r.labels.get(name) for r in refs])
-        table = table.append_column(LABEL_PREFIX + escape_path(name), values)
+        table = table.append_column(LABEL_PREFIX + _as_unicode(name), values)
     return table
 
 
 def in_objects(listed: pa.Table) -> Iterator[ImageRef]:
-    """Undo `in_columns`; a further label that an image has not is None."""
-    further = {
-        name: unescape_path(name.removeprefix(LABEL_PREFIX))
-        for name in listed.column_names
-        if name.startswith(LABEL_PREFIX)
-    }
+    """Yield what is needed to open images, and to say which: all but their labels."""
+    columns = listed.select(["path", "size", "mtime_ns", "problem"])
     for start in range(0, len(listed), BLOCK_ROWS):
-        for row in listed.slice(start, BLOCK_ROWS).to_pylist():
-            yield ImageRef(
-                unescape_path(row["path"]),
-                row["size"],
-                row["mtime_ns"],
-                *(_unescaped(row[name]) for name in ("label", "split", "group")),
-                {name: _unescaped(row[column]) for column, name in further.items()},
-                _unescaped(row["problem"]),
-            )
+        for row in columns.slice(start, BLOCK_ROWS).to_pylist():
+            path = unescape_path(row["path"])
+            yield ImageRef(path, row["size"], row["mtime_ns"], problem=row["problem"])
 
 
-def _unescaped(text: str | None) -> str | None:
-    return None if text is None else unescape_path(text)
+def _as_unicode(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -1,6 +1,6 @@
 """Vectors on disk: immutable parts, one index, nothing that a crash can break."""
 
-from featpipe.store.conflicts import label_conflicts
+from featpipe.store.conflicts import index_conflicts, label_conflicts
 from featpipe.store.index import Index
 from featpipe.store.maintenance import (
     collect_garbage,
@@ -26,6 +26,7 @@ __all__ = [
     "StoreWriter",
     "collect_garbage",
     "disk_usage",
+    "index_conflicts",
     "label_conflicts",
     "merge_stores",
     "newest_store",

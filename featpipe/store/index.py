@@ -70,8 +70,8 @@ class Index:
             found.append(outcome)
         columns = Outcomes(len(refs))
         for at, outcome in enumerate(found):
-            has_vector = outcome.status == "ok" and outcome.key is not None
-            columns.put(at, outcome, places[outcome.key] if has_vector else None)
+            key = outcome.key if outcome.status == "ok" else None
+            columns.put(at, outcome, None if key is None else places[key])
         return cls.of(in_columns(refs), columns.table())
 
     @classmethod
@@ -144,6 +144,10 @@ class Index:
     def where(self, keep: Sequence[bool] | NDArray[np.bool_]) -> Index:
         """Return the rows where ``keep`` is true."""
         return Index(self.table.filter(pa.array(keep, pa.bool_())))
+
+    def at(self, rows: NDArray[np.int64]) -> Index:
+        """Return the rows of these numbers, in their order."""
+        return Index(self.table.take(pa.array(rows)))
 
     def places_of(self, keys: Sequence[Key]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Return part and row of every key, or None where one of them has no vector here."""

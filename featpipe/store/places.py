@@ -52,12 +52,7 @@ class Places(Mapping[Key, tuple[int, int]]):
         self._added[key] = place
 
     def __len__(self) -> int:
-        firsts, at = self._by_key()
-        return (
-            len(firsts) + sum(self._find(key) is None for key in self._added)
-            if len(at)
-            else (len(self._added))
-        )
+        return len(self._by_key()[1]) + sum(self._find(key) is None for key in self._added)
 
     def __iter__(self) -> Iterator[Key]:
         _, at = self._by_key()
@@ -80,8 +75,7 @@ class Places(Mapping[Key, tuple[int, int]]):
         position = self._starts[at] + row
         right = (self._numbers[at] == part) & (row >= 0) & (position < self._ends[at])
         found = self._words[np.where(right, position, 0)]
-        right &= (found == keys).all(axis=1)
-        return right
+        return np.asarray(right & (found == keys).all(axis=1), dtype=bool)
 
     def _find(self, key: Key) -> tuple[int, int] | None:
         firsts, at = self._by_key()

@@ -48,7 +48,10 @@ class Plan:
 
     def refs(self) -> Iterator[ImageRef]:
         """Yield the images that must be opened."""
-        return in_objects(self.listed.take(self.missing))
+        is_missing = np.zeros(len(self), dtype=bool)
+        is_missing[self.missing] = True
+        # Not `take`: that would copy the listing into one chunk, whatever it takes.
+        return in_objects(self.listed.filter(pa.array(is_missing)))
 
     def path(self, position: int) -> str:
         """Return the path of one image."""
@@ -95,7 +98,7 @@ def make_plan(
     One that could not be read is tried again.
     """
     former = previous.placed(places)
-    listed = _listing(source, progress)
+    listed = _listing(source, former.table, progress)
     paths, known_paths = listed.column("path"), former.table.column("path")
     # The usual case costs neither a search nor a copy.
     rows = None if paths.equals(known_paths) else _find(paths, known_paths)
@@ -103,26 +106,36 @@ def make_plan(
     return Plan(listed, former, rows, np.flatnonzero(~is_known))
 
 
-def _listing(source: Source, progress: ProgressCallback | None) -> pa.Table:
+def _listing(source: Source, former: pa.Table, progress: ProgressCallback | None) -> pa.Table:
     chunks, waiting = [LISTED.empty_table()], list[pa.Table]()
-    count = said = joined = 0
+    count = said = begin = 0
     for batch in source.batches():
         waiting.append(batch)
         count += len(batch)
         if progress is not None and count - said >= _SAY_EVERY:
             said = count
             progress(Progress(count, None, stage="listing"))
-        if count - joined >= _CHUNK_ROWS:
-            joined = count
-            chunks.append(_joined(waiting))
+        if count - begin >= _CHUNK_ROWS:
+            chunks.append(_shared(_joined(waiting), former.slice(begin, count - begin)))
             waiting.clear()
-    return pa.concat_tables([*chunks, _joined(waiting)], promote_options="default")
+            begin = count
+    chunks.append(_shared(_joined(waiting), former.slice(begin)))
+    return pa.concat_tables(chunks, promote_options="default")
 
 
 def _joined(tables: list[pa.Table]) -> pa.Table:
     """Return tables as one, in one chunk; a label column that one of them lacks is empty there."""
     joined = pa.concat_tables([LISTED.empty_table(), *tables], promote_options="default")
     return joined.combine_chunks()
+
+
+def _shared(chunk: pa.Table, former: pa.Table) -> pa.Table:
+    """Let go of the columns that are as they were at the same place; those stand in for them."""
+    for at, field in enumerate(chunk.schema):
+        same = former.column(field.name) if field.name in former.column_names else None
+        if same is not None and chunk.column(at).equals(same):
+            chunk = chunk.set_column(at, field, same)
+    return chunk
 
 
 def _find(paths: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int32]:

@@ -6,7 +6,7 @@ import os
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -209,27 +209,33 @@ class _Content:
         self._sizes, self._mtimes = array("q"), array("q")
         self._problems: dict[int, str] = {}
         with os.scandir(folder) as entries:
-            for entry in entries:
-                self._add(entry)
+            self._sort_out(entries)
         self.folders.sort(key=lambda entry: entry.name)
         self.order = sorted(range(len(self._names)), key=self._names.__getitem__)
 
-    def _add(self, entry: os.DirEntry[str]) -> None:
-        name = entry.name
-        lower = name.lower()
-        if name[0] == "." or lower in _NOT_OURS:
-            return
-        if name in _OWN_RECORDS:
+    def _sort_out(self, entries: Iterable[os.DirEntry[str]]) -> None:
+        # The one loop that every file of a re-run goes through: what is usual comes first.
+        names, sizes, mtimes = self._names, self._sizes, self._mtimes
+        for entry in entries:
+            name = entry.name
+            if name[0] == ".":
+                continue
+            suffix = name[dot:].lower() if (dot := name.rfind(".")) > 0 else ""
+            if suffix in IMAGE_SUFFIXES and not _is_folder(entry):
+                size, mtime_ns, problem = _look_at(entry)
+                names.append(name)
+                sizes.append(size)
+                mtimes.append(mtime_ns)
+                if problem is not None:
+                    self._problems[len(names) - 1] = problem
+            elif name.lower() not in _NOT_OURS:
+                self._add_other(entry, suffix)
+
+    def _add_other(self, entry: os.DirEntry[str], suffix: str) -> None:
+        if entry.name in _OWN_RECORDS:
             self.is_our_own = True
         if _is_folder(entry):
             self.folders.append(entry)
-        elif (suffix := os.path.splitext(lower)[1]) in IMAGE_SUFFIXES:
-            size, mtime_ns, problem = _look_at(entry)
-            self._names.append(name)
-            self._sizes.append(size)
-            self._mtimes.append(mtime_ns)
-            if problem is not None:
-                self._problems[len(self._names) - 1] = problem
         else:
             self.left_out[suffix or "without suffix"] += 1
 
@@ -239,16 +245,15 @@ class _Content:
 
     def shelves(self, begin: int, end: int, prefix: str, place: _Place) -> Iterator[_Shelf]:
         """Yield the images from ``begin`` to ``end`` in the order of their names."""
-        names, sizes, mtimes, problems = self._names, self._sizes, self._mtimes, self._problems
         for start in range(begin, end, BLOCK_ROWS):
             order = self.order[start : min(start + BLOCK_ROWS, end)]
-            yield _Shelf(
-                [prefix + names[i] for i in order],
-                [None if i in problems else sizes[i] for i in order],
-                [None if i in problems else mtimes[i] for i in order],
-                place,
-                [problems.get(i) for i in order] if problems else None,
-            )
+            sizes: list[int | None] = [self._sizes[i] for i in order]
+            mtimes: list[int | None] = [self._mtimes[i] for i in order]
+            problems = [self._problems.get(i) for i in order] if self._problems else None
+            for at, problem in enumerate(problems or ()):
+                if problem is not None:
+                    sizes[at] = mtimes[at] = None
+            yield _Shelf([prefix + self._names[i] for i in order], sizes, mtimes, place, problems)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

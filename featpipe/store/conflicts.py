@@ -63,18 +63,26 @@ def _suspects(index: Index) -> NDArray[np.int64]:
     names = pc.unique(label.drop_null())
     if len(names) < 2:
         return np.empty(0, dtype=np.int64)
-    # Half a key is as good as unique, and a chance meeting of two is found out later.
-    rows = np.flatnonzero(np.asarray(pc.and_(key.is_valid(), label.is_valid())))
+    is_named = np.asarray(pc.and_(key.is_valid(), label.is_valid()))
+    rows = _repeated(key_words(key)[:, 0], is_named)
+    if not len(rows):
+        return rows
     halves = key_words(key)[rows, 0]
     by_key = np.argsort(halves, kind="stable")
-    halves = halves[by_key]
-    starts = np.flatnonzero(np.append(True, halves[1:] != halves[:-1]))
-    if len(starts) == len(rows):
-        return np.empty(0, dtype=np.int64)
+    starts = np.flatnonzero(np.append(True, np.diff(halves[by_key]) != 0))
     codes = np.asarray(pc.index_in(label, value_set=names).fill_null(-1))[rows[by_key]]
     is_mixed = np.minimum.reduceat(codes, starts) != np.maximum.reduceat(codes, starts)
     sizes = np.diff(np.append(starts, len(rows)))
     return np.sort(rows[by_key[np.repeat(is_mixed, sizes)]])
+
+
+def _repeated(halves: NDArray[np.uint64], is_named: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the rows whose key another has, by half of it: chance meetings are found out later."""
+    ordered = halves[is_named]
+    ordered.sort()
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    is_repeated = np.isin(halves, repeated) if len(repeated) else np.zeros(1, dtype=bool)
+    return np.flatnonzero(is_repeated & is_named)
 
 
 def _named(path: str, label: str) -> str:

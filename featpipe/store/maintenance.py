@@ -91,7 +91,7 @@ def collect_garbage(path: Path) -> Collected:
         _refuse_missing(index, writer.places, printable(str(path)))
         if held == len(wanted) and len(old) <= 1 + held // PART_ROWS:
             return Collected(held, 0, 0)
-        places, writer.places = writer.places, Places({})
+        places, writer.places = writer.places, Places()
         for keys, vectors in _gather(path, writer.shape, list(wanted), places):
             writer.append(keys, vectors)
         writer.flush()

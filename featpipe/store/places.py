@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ Words = NDArray[np.uint64]
 """Keys as two words each, (n, 2)."""
 
 
-def words(keys: bytes) -> Words:
+def words(keys: bytes | bytearray) -> Words:
     """Return keys that stand one after the other as an array, without a copy."""
     return np.frombuffer(keys, dtype=np.uint64).reshape(-1, KEY_BYTES // 8)
 
@@ -22,20 +22,23 @@ def words(keys: bytes) -> Words:
 class Places(Mapping[Key, tuple[int, int]]):
     """Part and row of every key: those of the finished parts as arrays, later ones as a dict.
 
-    Where two parts hold one key, the later one counts.
+    Where two parts hold one key, the later one counts; they come in the order of their numbers.
 
     Parameters
     ----------
-    parts : mapping of int to bytes
-        The keys of every finished part, in the order of its rows.
+    parts : iterable of (int, bytes)
+        Number and keys of every finished part; the keys in the order of its rows.
     """
 
-    def __init__(self, parts: Mapping[int, bytes]) -> None:
-        self._numbers = np.array(sorted(parts), dtype=np.int64)
-        self._words = words(b"".join(parts[number] for number in self._numbers.tolist()))
-        sizes = [len(parts[number]) // KEY_BYTES for number in self._numbers.tolist()]
-        self._ends = np.cumsum(sizes, dtype=np.int64)
-        self._starts = self._ends - np.array(sizes, dtype=np.int64)
+    def __init__(self, parts: Iterable[tuple[int, bytes]] = ()) -> None:
+        numbers, ends, data = list[int](), [0], bytearray()
+        for number, keys in parts:
+            data += keys
+            numbers.append(number)
+            ends.append(len(data) // KEY_BYTES)
+        self._words = words(data)
+        self._numbers = np.array(numbers, dtype=np.int64)
+        self._starts, self._ends = np.array(ends[:-1], dtype=np.int64), np.array(ends[1:])
         self._sorted: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
         self._added: dict[Key, tuple[int, int]] = {}
 

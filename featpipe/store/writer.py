@@ -46,7 +46,7 @@ class StoreWriter:
         self.notes: list[str] = []
         self._sweep()
         numbers = parts.list_parts(path)
-        self.places = Places({n: keys for n in numbers if (keys := self._load(n))})
+        self.places = Places((n, keys) for n in numbers if (keys := self._load(n)))
         self._next = max(numbers, default=-1) + 1
         self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
         self._pending: list[tuple[Key, NDArray[Any]]] = []

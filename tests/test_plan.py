@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +20,7 @@ from featpipe.embedding.engine import EmbeddedBatch
 from featpipe.embedding.ledger import Ledger, Limit
 from featpipe.embedding.plan import make_plan
 from featpipe.sources import FolderSource, Source
-from featpipe.store import Index, Outcome, Places, index_conflicts, label_conflicts
+from featpipe.store import EmbeddingStore, Index, Outcome, Places, index_conflicts, label_conflicts
 from featpipe.types import Failure, ImageRef
 
 KEYS = [bytes([i]) * 8 + bytes([j]) * 8 for i in (0, 1, 255) for j in (0, 7)]
@@ -217,3 +220,18 @@ def test_what_a_rerun_reports_is_what_is_on_disk(
         assert read.index == report.store.index
         assert read.manifest == report.store.manifest
         assert np.array_equal(read.X, report.store.X)
+
+
+def test_an_index_that_another_program_wrote_again_is_gone_on_from(
+    photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Other row groups, columns that may be empty and metadata make it no other index."""
+    run_embedding(photos, tiny_backbone, output=tmp_path / "s")
+    path = tmp_path / "s" / "index.parquet"
+    table = pq.read_table(path)
+    schema = pa.schema([field.with_nullable(True) for field in table.schema], {"by": "another"})
+    pq.write_table(table.cast(schema), path, row_group_size=3)
+    shutil.copy(photos / "living" / "cat.jpg", photos / "living" / "a.jpg")
+    report = run_embedding(photos, tiny_backbone, output=tmp_path / "s")
+    assert (report.unchanged, report.known, report.store.paths[0]) == (10, 1, "living/a.jpg")
+    assert EmbeddingStore.open(tmp_path / "s").index.table.schema.equals(Index.empty().table.schema)

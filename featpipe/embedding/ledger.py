@@ -103,7 +103,8 @@ class Ledger:
         order[plan.missing[done]] = len(former) + np.arange(len(opened))
         is_done = order >= 0
         listed = plan.listed if is_done.all() else plan.listed.filter(pa.array(is_done))
-        became = pa.concat_tables([former, opened]).take(order[is_done])
+        joined = pa.concat_tables([former, opened], promote_options="default")
+        became = joined.take(pa.array(order[is_done]))
         kept = pending[pending >= 0] if prune else np.append(plan.gone(), pending[pending >= 0])
         return self._with_kept(Index.of(listed, became), np.sort(kept))
 

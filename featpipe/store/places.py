@@ -81,6 +81,8 @@ class Places(Mapping[Key, tuple[int, int]]):
         return np.asarray(right & (found == keys).all(axis=1), dtype=bool)
 
     def _find(self, key: Key) -> tuple[int, int] | None:
+        if not len(self._words):
+            return None
         firsts, at = self._by_key()
         first, second = np.frombuffer(key, dtype=np.uint64)
         i = int(np.searchsorted(firsts, first))

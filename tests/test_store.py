@@ -461,7 +461,7 @@ def test_index_comes_back(
     """Whatever a source lists is read from the index as it was written."""
     statuses = [data.draw(st.sampled_from(["ok", "undecodable"])) for _ in listed]
     rows = [
-        (ref, Outcome("ok", key(ref.path.encode("utf-8", "replace").hex()), 1, 2))
+        (ref, Outcome("ok", key(ref.path.encode("utf-8", "surrogateescape").hex()), 1, 2))
         if status == "ok"
         else (ref, Outcome("undecodable", None, reason="no"))
         for ref, status in zip(listed, statuses, strict=True)

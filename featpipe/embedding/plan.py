@@ -1,44 +1,92 @@
-"""What needs to be opened, and what is known already."""
+"""What needs to be opened, and what is known already: two tables compared column by column."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from featpipe.store import Index, Outcome
-from featpipe.types import ImageRef, Key, Progress, ProgressCallback
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from featpipe._columns import LISTED, in_objects
+from featpipe._files import unescape_path
+from featpipe.sources import Source
+from featpipe.store import Index, Places
+from featpipe.types import ImageRef, Progress, ProgressCallback
 
 _SAY_EVERY = 1000
+_CHUNK_ROWS = 2**16
+"""Rows of a chunk in the listing: a tree of very small folders must not become as many chunks."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """Every image of a source, with what is known of it.
+    """Every image of a source, with what is known of it; no object for any.
 
     Attributes
     ----------
-    refs : list of ImageRef
-        In the order of the source.
-    outcomes : list of Outcome or None
-        Aligned with ``refs``; None where the file must be opened.
-    former : dict
-        Path and row of the images in the former index that the source lists no more.
+    listed : pyarrow.Table
+        The listing, in the order of the source; see `featpipe._columns.LISTED`.
+    former : Index
+        What the store knew before; a row without a place has no vector.
+    rows : ndarray of int32, (n,), or None
+        For every listed image its row in ``former``, or -1; None where that has the same
+        images in the same order.
+    missing : ndarray of int64, (m,)
+        Positions of the images that must be opened.
     """
 
-    refs: list[ImageRef]
-    outcomes: list[Outcome | None]
-    former: dict[str, int]
+    listed: pa.Table
+    former: Index
+    rows: NDArray[np.int32] | None
+    missing: NDArray[np.int64]
 
-    @property
-    def missing(self) -> list[int]:
-        """Positions of the images that must be opened."""
-        return [i for i, outcome in enumerate(self.outcomes) if outcome is None]
+    def __len__(self) -> int:
+        return int(self.listed.num_rows)
+
+    def refs(self) -> Iterator[ImageRef]:
+        """Yield the images that must be opened."""
+        is_missing = np.zeros(len(self), dtype=bool)
+        is_missing[self.missing] = True
+        # Not `take`: that would copy the listing into one chunk, whatever it takes.
+        return in_objects(self.listed.filter(pa.array(is_missing)))
+
+    def path(self, position: int) -> str:
+        """Return the path of one image."""
+        return unescape_path(self.listed.column("path")[position].as_py())
+
+    def former_rows(self) -> NDArray[np.int64]:
+        """Return for every listed image its row in ``former``, or -1."""
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return rows.astype(np.int64)
+
+    def gone(self) -> NDArray[np.int64]:
+        """Return the rows of ``former`` whose images the source lists no more."""
+        if self.rows is None:
+            return np.empty(0, dtype=np.int64)
+        is_gone = np.ones(len(self.former), dtype=bool)
+        is_gone[self.rows[self.rows >= 0]] = False
+        return np.flatnonzero(is_gone)
+
+    def known_failures(self) -> Iterator[tuple[str, str]]:
+        """Yield path and reason of the images that failed before and need not be opened."""
+        failed = ~self.former.with_vector()
+        if not failed.any():
+            return
+        rows = self.former_rows()
+        is_known = (rows >= 0) & failed[rows]
+        is_known[self.missing] = False
+        reasons = self.former.table.column("reason")
+        for position in np.flatnonzero(is_known).tolist():
+            yield self.path(position), reasons[int(rows[position])].as_py()
 
 
 def make_plan(
-    refs: Iterable[ImageRef],
+    source: Source,
     previous: Index,
-    held: Container[Key],
+    places: Places,
     *,
     rehash: bool = False,
     progress: ProgressCallback | None = None,
@@ -49,35 +97,62 @@ def make_plan(
     and its vector is held; so is one that could not be decoded, as its bytes are the same.
     One that could not be read is tried again.
     """
-    known = _Known(previous, held)
-    plan = Plan([], [], {})
-    for ref in refs:
-        former = known.rows.pop(ref.path, None)
-        plan.refs.append(ref)
-        plan.outcomes.append(None if rehash or former is None else known.outcome(ref, former))
-        if progress is not None and len(plan.refs) % _SAY_EVERY == 0:
-            progress(Progress(len(plan.refs), None, stage="listing"))
-    plan.former = known.rows
-    return plan
+    former = previous.placed(places)
+    listed = _listing(source, former.table, progress)
+    paths, known_paths = listed.column("path"), former.table.column("path")
+    # The usual case costs neither a search nor a copy.
+    rows = None if paths.equals(known_paths) else _find(paths, known_paths)
+    is_known = np.zeros(len(listed), dtype=bool) if rehash else _are_known(listed, former, rows)
+    return Plan(listed, former, rows, np.flatnonzero(~is_known))
 
 
-class _Known:
-    """The former index, by path."""
+def _listing(source: Source, former: pa.Table, progress: ProgressCallback | None) -> pa.Table:
+    chunks, waiting = [LISTED.empty_table()], list[pa.Table]()
+    count = said = begin = 0
+    for batch in source.batches():
+        waiting.append(batch)
+        count += len(batch)
+        if progress is not None and count - said >= _SAY_EVERY:
+            said = count
+            progress(Progress(count, None, stage="listing"))
+        if count - begin >= _CHUNK_ROWS:
+            chunks.append(_shared(_joined(waiting), former.slice(begin, count - begin)))
+            waiting.clear()
+            begin = count
+    chunks.append(_shared(_joined(waiting), former.slice(begin)))
+    return pa.concat_tables(chunks, promote_options="default")
 
-    def __init__(self, index: Index, held: Container[Key]) -> None:
-        self.rows = {path: row for row, path in enumerate(index.paths())}
-        self._held = held
-        self._sizes, self._times = index.integers("size"), index.integers("mtime_ns")
-        self._widths, self._heights = index.integers("width"), index.integers("height")
-        self._keys, self._statuses = index.values("key"), index.values("status")
-        self._reasons = index.values("reason")
 
-    def outcome(self, ref: ImageRef, row: int) -> Outcome | None:
-        if ref.size is None or (ref.size, ref.mtime_ns) != (self._sizes[row], self._times[row]):
-            return None
-        status, key = self._statuses[row], self._keys[row]
-        if status == "ok" and key in self._held:
-            return Outcome("ok", key, int(self._widths[row]), int(self._heights[row]))
-        if status == "undecodable":
-            return Outcome("undecodable", key, reason=self._reasons[row])
-        return None
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    """Return tables as one, in one chunk; a label column that one of them lacks is empty there."""
+    joined = pa.concat_tables([LISTED.empty_table(), *tables], promote_options="default")
+    return joined.combine_chunks()
+
+
+def _shared(chunk: pa.Table, former: pa.Table) -> pa.Table:
+    """Let go of the columns that are as they were at the same place; those stand in for them."""
+    for at, field in enumerate(chunk.schema):
+        same = former.column(field.name) if field.name in former.column_names else None
+        if same is not None and chunk.column(at).equals(same):
+            chunk = chunk.set_column(at, field, same)
+    return chunk
+
+
+def _find(paths: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int32]:
+    found = pc.index_in(paths, value_set=known)
+    return np.asarray(found.fill_null(-1), dtype=np.int32)
+
+
+def _are_known(
+    listed: pa.Table, former: Index, rows: NDArray[np.int32] | None
+) -> NDArray[np.bool_]:
+    columns = former.table.select(["size", "mtime_ns", "status", "part"])
+    if rows is not None:
+        columns = columns.take(pa.array(rows, mask=rows < 0))
+    size, mtime_ns, status, part = columns.columns
+    is_same = pc.and_(
+        pc.equal(listed.column("size"), size), pc.equal(listed.column("mtime_ns"), mtime_ns)
+    )
+    has_vector = pc.and_(pc.equal(status, "ok"), part.is_valid())
+    is_settled = pc.or_(has_vector, pc.equal(status, "undecodable"))
+    return np.asarray(pc.and_(is_same, is_settled).fill_null(False), dtype=bool)

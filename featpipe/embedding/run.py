@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from featpipe._files import printable, slug
 from featpipe.backbones import Backbone, load_backbone
-from featpipe.embedding.engine import EmbeddedBatch, stream
+from featpipe.embedding.engine import stream
+from featpipe.embedding.ledger import Ledger, Limit
 from featpipe.embedding.plan import Plan, make_plan
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
 from featpipe.sources import Source, SourceLike, open_source
@@ -22,11 +22,10 @@ from featpipe.store import (
     EmbeddingStore,
     Index,
     Manifest,
-    Outcome,
     StoreWriter,
-    label_conflicts,
+    index_conflicts,
 )
-from featpipe.types import Failure, ImageRef, Key, Progress, ProgressCallback
+from featpipe.types import Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from featpipe.backbones.session import Session
@@ -60,6 +59,13 @@ class EmbedOptions:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
         if self.max_failures is not None and self.max_failures < 0:
             raise ValueError(f"max_failures must be 0 or more, not {self.max_failures}")
+
+    @property
+    def limit(self) -> Limit:
+        """How many images may fail."""
+        if self.strict:
+            return Limit(0, "--strict")
+        return Limit(self.max_failures, f"--max-failures {self.max_failures}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,15 +240,6 @@ def _refuse_other_source(path: Path, source: Source, *, explicit: bool) -> None:
         )
 
 
-@dataclass(slots=True)
-class _Tally:
-    computed: int = 0
-    known: int = 0
-    failed: int = 0
-    done: int = 0
-    claimed: set[Key] = field(default_factory=set)
-
-
 class _Run:
     """The state of one run: the plan, what has come of it so far, the writer."""
 
@@ -257,185 +254,83 @@ class _Run:
     ) -> None:
         self._source, self._backbone, self._session = source, backbone, session
         self._writer, self._options, self._progress = writer, options, progress
-        self._tally, self._lock = _Tally(), Lock()
-        self._failures: dict[Key, Failure] = {}
-        self._waiting: list[tuple[int, Key, tuple[int, int] | None]] = []
-        self._plan = Plan([], [], {})
         self._saved = time.monotonic()
 
     def go(self) -> EmbedReport:
         start = time.monotonic()
-        self._plan = make_plan(
+        plan = make_plan(
             self._source,
             self._writer.previous,
             self._writer.places,
             rehash=self._options.rehash,
             progress=self._progress,
         )
-        if not self._plan.refs:
+        if not len(plan):
             raise SourceError(self._source.nothing_found())
-        missing = self._plan.missing
-        with self._committed():
-            self._count_known()
-            self._compute(missing)
+        ledger = Ledger(plan, self._writer, self._options.limit)
+        with self._committed(ledger):
+            ledger.count_known_failures()
+            self._tell(plan, ledger)
+            self._compute(plan, ledger)
+        listed = Index(self._writer.previous.table.slice(0, len(plan)))
         return EmbedReport(
-            store=EmbeddingStore.open(self._writer.path),
-            images=len(self._plan.refs),
-            unchanged=len(self._plan.refs) - len(missing),
-            opened=len(missing),
-            computed=self._tally.computed,
-            known=self._tally.known,
-            failed=self._tally.failed,
-            removed=len(self._plan.former) if self._options.prune else 0,
+            store=EmbeddingStore(self._writer.path, self._writer.manifest, self._writer.previous),
+            images=len(plan),
+            unchanged=len(plan) - len(plan.missing),
+            opened=len(plan.missing),
+            computed=ledger.computed,
+            known=ledger.known,
+            failed=ledger.failed,
+            removed=len(plan.gone()) if self._options.prune else 0,
             seconds=time.monotonic() - start,
             device=self._session.why,
-            notes=(*self._writer.notes, *self._source.notes, *self._two_labels()),
+            notes=(*self._writer.notes, *self._source.notes, *index_conflicts(listed)),
         )
 
     @contextmanager
-    def _committed(self) -> Iterator[None]:
+    def _committed(self, ledger: Ledger) -> Iterator[None]:
         """Commit the index at the end, or as much of it as there is when the run is stopped."""
         try:
             yield
         except (KeyboardInterrupt, TooManyFailuresError):
             # A copy of an image that failed is one failure more: it must not keep this from disk.
             with suppress(TooManyFailuresError):
-                self._settle_waiting()
-            self._writer.commit(self._index())
+                ledger.settle()
+            self._commit(ledger)
             raise
-        self._writer.commit(self._index())
+        self._commit(ledger)
 
-    def _count_known(self) -> None:
-        for ref, outcome in zip(self._plan.refs, self._plan.outcomes, strict=True):
-            if outcome is not None:
-                self._tally.done += 1
-                self._count_failure(ref, outcome)
-        self._tell()
+    def _commit(self, ledger: Ledger) -> None:
+        self._writer.commit(ledger.index(prune=self._options.prune))
 
-    def _compute(self, missing: list[int]) -> None:
+    def _compute(self, plan: Plan, ledger: Ledger) -> None:
         batches = stream(
             self._source,
-            (self._plan.refs[i] for i in missing),
+            plan.refs(),
             self._backbone,
             self._session,
             batch_size=self._options.batch_size,
             workers=self._options.workers,
-            wanted=self._claim,
+            wanted=ledger.claim,
         )
-        position = 0
         with closing(batches):
             for batch in batches:
-                self._take(batch, missing[position : position + len(batch.refs)])
-                position += len(batch.refs)
-                self._checkpoint()
-        self._settle_waiting()
-        self._tell()
+                ledger.take(batch)
+                self._tell(plan, ledger)
+                self._checkpoint(ledger)
+        ledger.settle()
+        self._tell(plan, ledger)
 
-    def _claim(self, key: Key) -> bool:
-        """Tell a thread whether it should compute ``key``: nobody has, and nobody is at it."""
-        with self._lock:
-            if key in self._writer.places or key in self._tally.claimed:
-                return False
-            self._tally.claimed.add(key)
-            return True
-
-    def _take(self, batch: EmbeddedBatch, positions: list[int]) -> None:
-        keys = [k for k, row in zip(batch.keys, batch.rows, strict=True) if row is not None]
-        with self._lock:
-            self._writer.append([key for key in keys if key is not None], batch.vectors)
-            self._tally.claimed.difference_update(keys)
-        self._tally.computed += len(keys)
-        for at, key, shape, failure, row in zip(
-            positions, batch.keys, batch.shapes, batch.failures, batch.rows, strict=True
-        ):
-            if failure is not None:
-                self._fail(at, key, failure)
-            elif row is None and key is not None:
-                self._take_known(at, key, shape)
-            elif key is not None:
-                self._finish(at, key, shape)
-        self._tell()
-
-    def _take_known(self, at: int, key: Key, shape: tuple[int, int] | None) -> None:
-        """Give an image the vector of its content, or let it wait for whoever computes that."""
-        if key in self._writer.places:
-            self._finish(at, key, shape)
-            self._tally.known += 1
-        else:
-            self._waiting.append((at, key, shape))
-
-    def _finish(self, at: int, key: Key, shape: tuple[int, int] | None) -> None:
-        self._plan.outcomes[at] = Outcome("ok", key, *(shape or (None, None)))
-        self._tally.done += 1
-
-    def _fail(self, at: int, key: Key | None, failure: Failure) -> None:
-        if key is not None:
-            self._failures[key] = failure
-        outcome = Outcome(failure.status, key, reason=failure.reason)
-        self._plan.outcomes[at] = outcome
-        self._tally.done += 1
-        self._count_failure(self._plan.refs[at], outcome)
-
-    def _settle_waiting(self) -> None:
-        """Give the images whose content another image has brought in what that one got."""
-        waiting, self._waiting = self._waiting, []
-        for at, key, shape in waiting:
-            if key not in self._failures:
-                self._take_known(at, key, shape)
-        for at, key, _ in waiting:
-            if key in self._failures:
-                self._fail(at, key, self._failures[key])
-
-    def _count_failure(self, ref: ImageRef, outcome: Outcome) -> None:
-        if outcome.status == "ok":
-            return
-        self._tally.failed += 1
-        allowed = 0 if self._options.strict else self._options.max_failures
-        if allowed is not None and self._tally.failed > allowed:
-            asked = "--strict" if self._options.strict else f"--max-failures {allowed}"
-            raise TooManyFailuresError(
-                f"stopped, as {asked} asks, at {printable(ref.path)}: {outcome.reason}; "
-                "what was finished is kept"
-            )
-
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, ledger: Ledger) -> None:
         """Write the index now and then, as long as that takes little of the time."""
         begun = time.monotonic()
         if begun - self._saved < _CHECKPOINT_SECONDS:
             return
-        self._writer.commit(self._index())
+        self._commit(ledger)
         took = time.monotonic() - begun
         self._saved = begun + 50 * took
 
-    def _index(self) -> Index:
-        """Return the index as it stands; files that are yet to be opened keep their old rows."""
-        places = self._writer.places
-        done = [
-            (ref, outcome)
-            for ref, outcome in zip(self._plan.refs, self._plan.outcomes, strict=True)
-            if outcome is not None
-        ]
-        index = Index.build(done, places)
-        keep = set() if self._options.prune else set(self._plan.former)
-        if len(done) < len(self._plan.refs):
-            pairs = zip(self._plan.refs, self._plan.outcomes, strict=True)
-            keep |= {ref.path for ref, outcome in pairs if outcome is None}
-        if not keep:
-            return index
-        previous = self._writer.previous
-        rows = zip(previous.paths(), previous.values("key"), previous.values("status"), strict=True)
-        kept = [path in keep and (s != "ok" or key in places) for path, key, s in rows]
-        return index.joined(previous.where(kept).placed(places))
-
-    def _two_labels(self) -> list[str]:
-        pairs = zip(self._plan.refs, self._plan.outcomes, strict=True)
-        return label_conflicts(
-            (outcome.key, ref.path, ref.label) for ref, outcome in pairs if outcome is not None
-        )
-
-    def _tell(self) -> None:
+    def _tell(self, plan: Plan, ledger: Ledger) -> None:
         if self._progress is not None:
-            reused = self._tally.done - self._tally.computed - self._tally.failed
-            self._progress(
-                Progress(self._tally.done, len(self._plan.refs), max(reused, 0), self._tally.failed)
-            )
+            reused = ledger.done - ledger.computed - ledger.failed
+            self._progress(Progress(ledger.done, len(plan), max(reused, 0), ledger.failed))

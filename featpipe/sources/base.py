@@ -6,9 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 
+import pyarrow as pa
+
+from featpipe._columns import BLOCK_ROWS, in_columns
 from featpipe._files import printable
 from featpipe.types import ImageRef
 
@@ -49,6 +53,15 @@ class Source(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[ImageRef]:
         """List every image once, lazily, in an order that is the same each time."""
+
+    def batches(self) -> Iterator[pa.Table]:
+        """List the same in columns (`featpipe._columns.LISTED`), some thousand rows at a time.
+
+        A source of very many files may have a quicker way than through its own iteration.
+        """
+        refs = iter(self)
+        while block := list(islice(refs, BLOCK_ROWS)):
+            yield in_columns(block)
 
     @abstractmethod
     def read(self, ref: ImageRef) -> bytes:

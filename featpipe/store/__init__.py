@@ -1,7 +1,7 @@
 """Vectors on disk: immutable parts, one index, nothing that a crash can break."""
 
-from featpipe.store.conflicts import label_conflicts
-from featpipe.store.index import Index, Outcome
+from featpipe.store.conflicts import index_conflicts, label_conflicts
+from featpipe.store.index import Index
 from featpipe.store.maintenance import (
     collect_garbage,
     disk_usage,
@@ -10,6 +10,8 @@ from featpipe.store.maintenance import (
     write_parquet,
 )
 from featpipe.store.manifest import MERGED, Manifest
+from featpipe.store.outcomes import Outcome, Outcomes
+from featpipe.store.places import Places
 from featpipe.store.store import EmbeddingStore, newest_store
 from featpipe.store.writer import StoreWriter
 
@@ -19,9 +21,12 @@ __all__ = [
     "Index",
     "Manifest",
     "Outcome",
+    "Outcomes",
+    "Places",
     "StoreWriter",
     "collect_garbage",
     "disk_usage",
+    "index_conflicts",
     "label_conflicts",
     "merge_stores",
     "newest_store",

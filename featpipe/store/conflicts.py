@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from featpipe._files import printable
+from featpipe.store.index import Index, key_words
 from featpipe.types import Key
 
 _SHOWN = 3
@@ -37,6 +42,47 @@ def label_conflicts(images: Iterable[tuple[Key | None, str, str | None]]) -> lis
     more = f" and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
     shown = "; ".join(clashes[:_SHOWN])
     return [f"equal images under two labels: {shown}{more}: correct one label"]
+
+
+def index_conflicts(index: Index) -> list[str]:
+    """Do what `label_conflicts` does for the rows of an index; objects are made for clashes alone.
+
+    Returns
+    -------
+    list of str
+        One sentence, or none.
+    """
+    clashing = index.at(_suspects(index))
+    columns = (clashing.values("key"), clashing.paths(), clashing.values("label"))
+    return label_conflicts(zip(*columns, strict=True))
+
+
+def _suspects(index: Index) -> NDArray[np.int64]:
+    """Return the rows whose content stands under two labels: all of them, and hardly another."""
+    key, label = index.table.column("key"), index.table.column("label")
+    names = pc.unique(label.drop_null())
+    if len(names) < 2:
+        return np.empty(0, dtype=np.int64)
+    is_named = np.asarray(pc.and_(key.is_valid(), label.is_valid()))
+    rows = _repeated(key_words(key)[:, 0], is_named)
+    if not len(rows):
+        return rows
+    halves = key_words(key)[rows, 0]
+    by_key = np.argsort(halves, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(halves[by_key]) != 0))
+    codes = np.asarray(pc.index_in(label, value_set=names).fill_null(-1))[rows[by_key]]
+    is_mixed = np.minimum.reduceat(codes, starts) != np.maximum.reduceat(codes, starts)
+    sizes = np.diff(np.append(starts, len(rows)))
+    return np.sort(rows[by_key[np.repeat(is_mixed, sizes)]])
+
+
+def _repeated(halves: NDArray[np.uint64], is_named: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the rows whose key another has, by half of it: chance meetings are found out later."""
+    ordered = halves[is_named]
+    ordered.sort()
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    is_repeated = np.isin(halves, repeated) if len(repeated) else np.zeros(1, dtype=bool)
+    return np.flatnonzero(is_repeated & is_named)
 
 
 def _named(path: str, label: str) -> str:

@@ -3,51 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featpipe._files import KEY_BYTES, atomic_file, escape_path, printable, unescape_path
+from featpipe._columns import LABEL_PREFIX, LISTED, in_columns
+from featpipe._files import atomic_file, printable, unescape_path
 from featpipe.errors import StoreError
-from featpipe.types import ImageRef, Key, Status
+from featpipe.store import outcomes
+from featpipe.store.outcomes import Outcome, Outcomes
+from featpipe.store.places import Places, Words, words
+from featpipe.types import ImageRef, Key
 
 FILE_NAME = "index.parquet"
-LABEL_PREFIX = "label:"
-"""Label columns beside the main one are named ``label:NAME``."""
+_BLOCK_ROWS = 2**16
 
 _SCHEMA = pa.schema(
     [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("key", pa.binary(KEY_BYTES)),
-        pa.field("size", pa.int64()),
-        pa.field("mtime_ns", pa.int64()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("group", pa.string()),
-        pa.field("part", pa.int32()),
-        pa.field("row", pa.int32()),
+        (LISTED if name in LISTED.names else outcomes.SCHEMA).field(name)
+        for name in (
+            *("path", "key", "size", "mtime_ns", "width", "height", "status", "reason"),
+            *("label", "split", "group", "part", "row"),
+        )
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one image; ``width`` and ``height`` are in pixels, upright."""
-
-    status: Status
-    key: Key | None = None
-    width: int | None = None
-    height: int | None = None
-    reason: str | None = None
 
 
 class Index:
@@ -80,33 +64,26 @@ class Index:
         ``places`` gives part and row of a key; an image without a place must have failed.
         """
         refs: list[ImageRef] = []
-        outcomes: list[Outcome] = []
+        found: list[Outcome] = []
         for ref, outcome in rows:
             refs.append(ref)
-            outcomes.append(outcome)
-        found = [
-            places[o.key] if o.status == "ok" and o.key is not None else (None, None)
-            for o in outcomes
-        ]
-        columns: dict[str, list[Any]] = {
-            "path": [escape_path(r.path) for r in refs],
-            "key": [o.key for o in outcomes],
-            "size": [r.size for r in refs],
-            "mtime_ns": [r.mtime_ns for r in refs],
-            "width": [o.width for o in outcomes],
-            "height": [o.height for o in outcomes],
-            "status": [o.status for o in outcomes],
-            "reason": [None if o.reason is None else escape_path(o.reason) for o in outcomes],
-            "label": [_text(r.label) for r in refs],
-            "split": [_text(r.split) for r in refs],
-            "group": [_text(r.group) for r in refs],
-            "part": [place[0] for place in found],
-            "row": [place[1] for place in found],
-        }
-        table = pa.table(columns, schema=_SCHEMA)
-        for name in dict.fromkeys(name for r in refs for name in r.labels):
-            values = pa.array([_text(r.labels.get(name)) for r in refs], pa.string())
-            table = table.append_column(LABEL_PREFIX + escape_path(name), values)
+            found.append(outcome)
+        columns = Outcomes(len(refs))
+        for at, outcome in enumerate(found):
+            key = outcome.key if outcome.status == "ok" else None
+            columns.put(at, outcome, None if key is None else places[key])
+        return cls.of(in_columns(refs), columns.table())
+
+    @classmethod
+    def of(cls, listed: pa.Table, became: pa.Table) -> Index:
+        """Put together a listing and what became of its images, row by row; nothing is copied."""
+        table = pa.table(
+            [(listed if f.name in LISTED.names else became).column(f.name) for f in _SCHEMA],
+            schema=_SCHEMA,
+        )
+        for name in listed.column_names:
+            if name.startswith(LABEL_PREFIX):
+                table = table.append_column(name, listed.column(name))
         return cls(table)
 
     @classmethod
@@ -125,7 +102,8 @@ class Index:
             raise StoreError(f"{shown} is missing: {again}")
         try:
             # Read at once and not kept open: a writer may replace the file at any time.
-            table = pq.read_table(pa.BufferReader(path.read_bytes()))
+            with pa.OSFile(str(path)) as file:
+                table = pq.ParquetFile(file).read()
         except (OSError, pa.ArrowException) as exc:
             raise StoreError(f"{shown} is damaged: {again}") from exc
         for field in _SCHEMA:
@@ -159,9 +137,17 @@ class Index:
         names = self.table.column_names
         return [n[len(LABEL_PREFIX) :] for n in names if n.startswith(LABEL_PREFIX)]
 
+    def with_vector(self) -> NDArray[np.bool_]:
+        """Tell of every row whether it has a vector."""
+        return _flags(pc.equal(self.table.column("status"), "ok"))
+
     def where(self, keep: Sequence[bool] | NDArray[np.bool_]) -> Index:
         """Return the rows where ``keep`` is true."""
         return Index(self.table.filter(pa.array(keep, pa.bool_())))
+
+    def at(self, rows: NDArray[np.int64]) -> Index:
+        """Return the rows of these numbers, in their order."""
+        return Index(self.table.take(pa.array(rows)))
 
     def places_of(self, keys: Sequence[Key]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Return part and row of every key, or None where one of them has no vector here."""
@@ -177,19 +163,52 @@ class Index:
         tables = [self.table, *(other.table for other in others)]
         return Index(pa.concat_tables(tables, promote_options="default").combine_chunks())
 
-    def placed(self, places: Mapping[Key, tuple[int, int]]) -> Index:
-        """Return the same rows, their vectors looked up anew by key."""
-        found = [
-            places[key] if status == "ok" else (None, None)
-            for key, status in zip(self.values("key"), self.values("status"), strict=True)
-        ]
+    def placed(self, places: Places) -> Index:
+        """Return the same rows, their vectors looked up anew by key; some may have none."""
+        right = [_is_placed(block, places) for block in self._blocks()]
+        wrong = np.flatnonzero(~np.concatenate([*right, np.empty(0, dtype=bool)]))
+        if not len(wrong):
+            return self
+        part, row = self.integers("part"), self.integers("row")
+        astray = self.table.select(["key", "status"]).take(wrong).to_pylist()
+        for at, image in zip(wrong.tolist(), astray, strict=True):
+            has_vector = image["status"] == "ok" and image["key"] is not None
+            place = places.get(image["key"]) if has_vector else None
+            part[at], row[at] = place or (-1, -1)
         table = self.table
-        for column, position in (("part", 0), ("row", 1)):
-            values = pa.array([place[position] for place in found], pa.int32())
+        for column, values in (("part", part), ("row", row)):
             at = table.column_names.index(column)
-            table = table.set_column(at, _SCHEMA.field(column), values)
+            found = pa.array(values.astype(np.int32), mask=values < 0)
+            table = table.set_column(at, _SCHEMA.field(column), found)
         return Index(table)
 
+    def _blocks(self) -> list[pa.RecordBatch]:
+        columns = self.table.select(["key", "status", "part", "row"])
+        return list(columns.to_batches(max_chunksize=_BLOCK_ROWS))
 
-def _text(value: str | None) -> str | None:
-    return None if value is None else escape_path(value)
+
+def key_words(column: pa.ChunkedArray) -> Words:
+    """Return a column of keys as an array, (n, 2); of missing ones any words."""
+    found = [np.empty((0, 2), dtype=np.uint64)]
+    for chunk in column.chunks:
+        data = chunk.buffers()[1]
+        block = (
+            words(data)[chunk.offset : chunk.offset + len(chunk)]
+            if data is not None
+            else (np.zeros((len(chunk), 2), dtype=np.uint64))
+        )
+        found.append(block)
+    return np.concatenate(found) if len(found) != 2 else found[1]
+
+
+def _is_placed(block: pa.RecordBatch, places: Places) -> NDArray[np.bool_]:
+    """Tell of every row whether its vector lies where it says, or it has none and says so."""
+    part, row = (block.column(name).fill_null(-1).to_numpy() for name in ("part", "row"))
+    keys = key_words(pa.chunked_array([block.column("key")]))
+    at_place = places.are_at(keys, part, row) & _flags(block.column("key").is_valid())
+    has_vector = _flags(pc.equal(block.column("status"), "ok"))
+    return np.where(has_vector, at_place, (part < 0) & (row < 0))
+
+
+def _flags(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    return np.asarray(column, dtype=bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from featpipe.store import parts
 from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
 from featpipe.store.manifest import MERGED
+from featpipe.store.places import Places
 from featpipe.store.store import EmbeddingStore
 from featpipe.store.writer import PART_ROWS, StoreWriter
 from featpipe.types import Key
@@ -90,8 +91,7 @@ def collect_garbage(path: Path) -> Collected:
         _refuse_missing(index, writer.places, printable(str(path)))
         if held == len(wanted) and len(old) <= 1 + held // PART_ROWS:
             return Collected(held, 0, 0)
-        places = dict(writer.places)
-        writer.places.clear()
+        places, writer.places = writer.places, Places()
         for keys, vectors in _gather(path, writer.shape, list(wanted), places):
             writer.append(keys, vectors)
         writer.flush()
@@ -112,7 +112,7 @@ def _refuse_missing(index: Index, places: Container[Key], shown: str) -> None:
 
 
 def _gather(
-    path: Path, shape: parts.PartShape, keys: list[Key], places: dict[Key, tuple[int, int]]
+    path: Path, shape: parts.PartShape, keys: list[Key], places: Mapping[Key, tuple[int, int]]
 ) -> Iterator[tuple[list[Key], np.ndarray]]:
     """Yield the vectors of ``keys``, a part at a time."""
     by_part: dict[int, list[Key]] = {}

@@ -100,8 +100,8 @@ def write_part(
         file.write(digest.digest())
 
 
-def read_keys(store: Path, part: int) -> list[Key]:
-    """Return the keys of a part's rows.
+def read_key_bytes(store: Path, part: int) -> bytes:
+    """Return the keys of a part's rows, one after the other.
 
     Raises
     ------
@@ -115,7 +115,13 @@ def read_keys(store: Path, part: int) -> list[Key]:
         raise StoreError(f"cannot read {printable(str(path))}: {exc.strerror or exc}") from exc
     if len(data) % KEY_BYTES or not data:
         raise StoreError(damaged(path, "its length is wrong"))
-    return [data[i : i + KEY_BYTES] for i in range(0, len(data) - KEY_BYTES, KEY_BYTES)]
+    return data[:-KEY_BYTES]
+
+
+def read_keys(store: Path, part: int) -> list[Key]:
+    """Return the keys of a part's rows, as `read_key_bytes` does, each on its own."""
+    data = read_key_bytes(store, part)
+    return [data[i : i + KEY_BYTES] for i in range(0, len(data), KEY_BYTES)]
 
 
 def is_whole(store: Path, part: int, shape: PartShape, rows: int) -> bool:

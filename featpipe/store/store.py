@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe._columns import LABEL_PREFIX
 from featpipe._files import printable
 from featpipe.errors import LabelError, StoreError
 from featpipe.store import manifest, parts
-from featpipe.store.index import LABEL_PREFIX, Index
+from featpipe.store.index import Index
 from featpipe.store.manifest import Manifest
 from featpipe.types import Key
 
@@ -40,8 +41,8 @@ class EmbeddingStore:
         self.path = Path(path)
         self.manifest = manifest_
         self.index = index
-        self._has_vector = np.array([s == "ok" for s in index.values("status")], dtype=bool)
-        self._rows = index.where(self._has_vector)
+        self._has_vector = index.with_vector()
+        self._rows = index if self._has_vector.all() else index.where(self._has_vector)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> EmbeddingStore:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._files import lock, make_folder, printable
+from featpipe._files import KEY_BYTES, lock, make_folder, printable
 from featpipe.errors import StoreError
 from featpipe.store import parts
 from featpipe.store.index import Index
 from featpipe.store.manifest import FILE_NAME, Manifest
+from featpipe.store.places import Places
 from featpipe.types import Key
 
 _FIRST_PART_ROWS, PART_ROWS = 32, 2048
@@ -31,7 +32,7 @@ class StoreWriter:
 
     Attributes
     ----------
-    places : dict
+    places : Places
         Part and row of every key that the store holds, on disk or about to be.
     previous : Index
         The index as it was found.
@@ -42,12 +43,10 @@ class StoreWriter:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
         self.shape = parts.PartShape(manifest.dimension, manifest.dtype)
-        self.places: dict[Key, tuple[int, int]] = {}
         self.notes: list[str] = []
         self._sweep()
         numbers = parts.list_parts(path)
-        for number in numbers:
-            self._load(number)
+        self.places = Places((n, keys) for n in numbers if (keys := self._load(n)))
         self._next = max(numbers, default=-1) + 1
         self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
         self._pending: list[tuple[Key, NDArray[Any]]] = []
@@ -139,15 +138,16 @@ class StoreWriter:
             if not path.with_suffix(".keys").exists():
                 path.unlink(missing_ok=True)
 
-    def _load(self, number: int) -> None:
+    def _load(self, number: int) -> bytes:
+        """Return the keys of a part; none where it is damaged."""
         try:
-            keys = parts.read_keys(self.path, number)
+            keys = parts.read_key_bytes(self.path, number)
         except StoreError:
-            keys = []
-        if not keys or not parts.is_whole(self.path, number, self.shape, len(keys)):
-            self._set_aside(number)
-            return
-        self.places.update((key, (number, row)) for row, key in enumerate(keys))
+            keys = b""
+        if keys and parts.is_whole(self.path, number, self.shape, len(keys) // KEY_BYTES):
+            return keys
+        self._set_aside(number)
+        return b""
 
     def _set_aside(self, number: int) -> None:
         """Put a damaged part out of the way, without deleting what may still be of use."""

@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     sys.path.insert(0, str(HERE / "tests"))
-    from conftest import build_tiny_backbone  # noqa: PLC0415 - the tests' backbone of five nodes
+    from conftest import build_tiny_backbone
 
     checkouts = {"before": asked.before.resolve()} if asked.before else {}
     checkouts["now"] = HERE

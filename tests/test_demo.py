@@ -329,7 +329,9 @@ def test_second_run_reuses_and_gives_the_same_numbers(first_run, run_cli) -> Non
     assert ran.code == 0
     said = ran.err.splitlines()
     assert said[0] == f"368 images of eight surfaces are there already → {result.folder}"
-    assert said[1].startswith("360 images unchanged and not opened; running on ")
+    assert said[1] == (
+        "360 images unchanged and not opened; nothing had to be computed, so no device was started"
+    )
     assert len(said) == 7
     value, before = json.loads(ran.out), result.to_json()
     assert (value.pop("computed"), before.pop("computed")) == (0, 360)

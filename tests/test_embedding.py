@@ -28,8 +28,10 @@ from hypothesis.stateful import (
 )
 
 from featpipe import load_backbone
+from featpipe.backbones import Backbone
 from featpipe.embedding import EmbedOptions, EmbedReport, embed, run_embedding, stream
 from featpipe.errors import (
+    DeviceError,
     FingerprintError,
     LockedError,
     SourceError,
@@ -103,6 +105,24 @@ def test_second_run_opens_nothing(run, photos: Path) -> None:
     assert report.unchanged == 10
     assert index.stat().st_mtime_ns == before
     assert content(report.store) == content(first)
+
+
+def test_what_needs_no_vector_starts_no_device(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without anything to compute opens no session, and says so."""
+    first = run()
+    engine = first.store.manifest.engines[0]
+    assert (engine["provider"], engine["decoder"].split()[0]) == ("cpu", "pillow")
+    monkeypatch.setattr(Backbone, "open_session", pytest.fail)
+    second = run()
+    assert second.device == "nothing had to be computed, so no device was started"
+    assert second.store.manifest == first.store.manifest
+
+
+def test_a_device_that_is_asked_for_is_had_or_the_run_fails(run) -> None:
+    """Also where nothing has to be computed: the command was not what the machine can do."""
+    run()
+    with pytest.raises(DeviceError, match="^CoreML cannot be used: "):
+        run(device="coreml")
 
 
 def test_changed_added_renamed_copied_and_deleted(run, photos: Path) -> None:

@@ -16,6 +16,7 @@ from featpipe.embedding.engine import stream
 from featpipe.embedding.ledger import Ledger, Limit
 from featpipe.embedding.plan import Plan, make_plan
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
+from featpipe.images import decoder_versions
 from featpipe.sources import Source, SourceLike, open_source
 from featpipe.store import (
     MERGED,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("embeddings")
 _CHECKPOINT_SECONDS = 20.0
+_SURE = frozenset({"auto", "cpu"})
+"""Devices that need not be tried before it is known whether anything is to be computed."""
+_NOT_STARTED = "nothing had to be computed, so no device was started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,15 +210,15 @@ def run_embedding(
     path = Path(output) if output is not None else default_store(opened, backbone)
     dtype = options.dtype or _dtype_of(path)
     _refuse_other_source(path, opened, explicit=not options.prune)
-    session = backbone.open_session(options.device, options.precision)
-    manifest = Manifest(
-        backbone.card.to_json(),
-        dtype,
-        opened.location,
-        ({"provider": session.provider, "precision": session.precision, **session.versions},),
-    )
+    # A device that is asked for is had, or the run fails before it lists anything.
+    session = None if options.device in _SURE else _open_session(backbone, options)
+    manifest = Manifest(backbone.card.to_json(), dtype, opened.location, ())
     with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
         return _Run(opened, backbone, session, writer, options, progress).go()
+
+
+def _open_session(backbone: Backbone, options: EmbedOptions) -> Session:
+    return backbone.open_session(options.device, options.precision)
 
 
 def default_store(source: Source, backbone: Backbone) -> Path:
@@ -247,7 +251,7 @@ class _Run:
         self,
         source: Source,
         backbone: Backbone,
-        session: Session,
+        session: Session | None,
         writer: StoreWriter,
         options: EmbedOptions,
         progress: ProgressCallback | None,
@@ -271,7 +275,8 @@ class _Run:
         with self._committed(ledger):
             ledger.count_known_failures()
             self._tell(plan, ledger)
-            self._compute(plan, ledger)
+            if len(plan.missing):
+                self._compute(plan, ledger)
         listed = Index(self._writer.previous.table.slice(0, len(plan)))
         return EmbedReport(
             store=EmbeddingStore(self._writer.path, self._writer.manifest, self._writer.previous),
@@ -283,7 +288,7 @@ class _Run:
             failed=ledger.failed,
             removed=len(plan.gone()) if self._options.prune else 0,
             seconds=time.monotonic() - start,
-            device=self._session.why,
+            device=_NOT_STARTED if self._session is None else self._session.why,
             notes=(*self._writer.notes, *self._source.notes, *index_conflicts(listed)),
         )
 
@@ -304,11 +309,14 @@ class _Run:
         self._writer.commit(ledger.index(prune=self._options.prune))
 
     def _compute(self, plan: Plan, ledger: Ledger) -> None:
+        session = self._session = self._session or _open_session(self._backbone, self._options)
+        engine = {"provider": session.provider, "precision": session.precision}
+        self._writer.record({**engine, **session.versions, **decoder_versions()})
         batches = stream(
             self._source,
             plan.refs(),
             self._backbone,
-            self._session,
+            session,
             batch_size=self._options.batch_size,
             workers=self._options.workers,
             wanted=ledger.claim,

@@ -1,5 +1,11 @@
 """From a file's bytes to the square of pixels that a backbone reads."""
 
-from featpipe.images.decode import MAX_PIXELS, Decoded, decode_image, image_size
+from featpipe.images.decode import (
+    MAX_PIXELS,
+    Decoded,
+    decode_image,
+    decoder_versions,
+    image_size,
+)
 
-__all__ = ["MAX_PIXELS", "Decoded", "decode_image", "image_size"]
+__all__ = ["MAX_PIXELS", "Decoded", "decode_image", "decoder_versions", "image_size"]

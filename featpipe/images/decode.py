@@ -11,11 +11,12 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
 from featpipe._files import printable
 from featpipe.images.geometry import crop_box, resized_size, stored_box, swaps_sides, turn_upright
-from featpipe.images.resize import resize_box
+from featpipe.images.resize import resize_box, resize_version
 from featpipe.types import Failure, Pixels, ResizeRule
 
 MAX_PIXELS = 178_956_970
@@ -75,6 +76,11 @@ def decode_image(data: bytes, rule: ResizeRule) -> Decoded | Failure:
     # SyntaxError …); each of them means the same: this file holds no usable image.
     except Exception as exc:  # noqa: BLE001
         return Failure("undecodable", _reason(exc))
+
+
+def decoder_versions() -> dict[str, str]:
+    """Return what, beside the rule, decides the bits of a picture's pixels."""
+    return {"decoder": f"pillow {PIL.__version__}", "resize": resize_version()}
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import threading
+from importlib.metadata import version
 from typing import Any
 
+import PIL
 from PIL import Image
 
 from featpipe.images.geometry import Box
@@ -63,6 +65,13 @@ def resize_box(
     )
     _resizer().resize_pil(turned, square, options)
     return square.transpose(_TURN)
+
+
+def resize_version() -> str:
+    """Return what does the resizing, and its version."""
+    if simd is None:
+        return f"pillow {PIL.__version__}"
+    return f"cykooz.resizer {version('cykooz.resizer')}"
 
 
 def _cut(image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box]:

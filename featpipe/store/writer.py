@@ -8,7 +8,7 @@ one finds a store that is whole.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,13 @@ class StoreWriter:
                     writer.flush()
                 raise
             writer.flush()
+
+    def record(self, engine: Mapping[str, str]) -> None:
+        """Write down, before the first of its vectors, what computes them."""
+        settled = self.manifest.with_engine(engine)
+        if settled != self.manifest:
+            settled.write(self.path)
+            self.manifest = settled
 
     def append(self, keys: list[Key], vectors: NDArray[np.float32]) -> None:
         """Add vectors, (n, D) float32; a key that is there already is left out.

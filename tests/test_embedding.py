@@ -121,7 +121,7 @@ def test_what_needs_no_vector_starts_no_device(run, monkeypatch: pytest.MonkeyPa
 def test_a_device_that_is_asked_for_is_had_or_the_run_fails(run) -> None:
     """Also where nothing has to be computed: the command was not what the machine can do."""
     run()
-    with pytest.raises(DeviceError, match="^CoreML cannot be used: "):
+    with pytest.raises(DeviceError, match=r"^CoreML cannot be used: "):
         run(device="coreml")
 
 

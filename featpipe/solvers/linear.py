@@ -1,0 +1,86 @@
+"""Weights of linear classifiers at one value of C, and held-out scores along a grid of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from featpipe.solvers.lbfgs import Found
+from featpipe.solvers.losses import Array, Ints, Loss
+from featpipe.solvers.objective import Objective
+from featpipe.solvers.path import FINAL, walk
+from featpipe.solvers.problems import (
+    Fold,
+    cross_validation,
+    reducible,
+    span_factor,
+    whole,
+)
+
+_SMALL = 2**22
+"""Numbers up to which rows are worked on in float64: there it costs nothing that is felt."""
+
+
+def held_out_path(
+    X: Array,  # noqa: N803
+    y: Ints,
+    folds: Sequence[Fold],
+    loss: Loss,
+    values: Sequence[float],
+    *,
+    standardise: bool,
+    pool: Executor | None = None,
+) -> Iterator[Array]:
+    """Yield for each value of C the scores, (n, K), of every row by the fold that holds it out.
+
+    Two classes have one column. Stop taking values to stop the work.
+    """
+    n_classes = int(y.max()) + 1
+    problem = cross_validation(X, y, folds, loss, n_classes, standardise=standardise, pool=pool)
+    for found in walk(problem.objective, values):
+        scores = np.zeros((len(y), loss.n_columns(n_classes)))
+        for number, (_, held) in enumerate(folds):
+            scores[held] = problem.held_scores(found.W, number)
+        yield scores
+
+
+def solve(
+    X: Array,  # noqa: N803
+    y: Ints,
+    loss: Loss,
+    C: float,  # noqa: N803
+    pool: Executor | None = None,
+) -> tuple[Array, Array, int]:
+    """Return weights, (D, K), intercepts, (K,), in float64, and the number of evaluations.
+
+    Parameters
+    ----------
+    X : ndarray of float, (n, D)
+        As the weights are to read it: standardised, if at all.
+    y : ndarray of int, (n,)
+        Classes 0 … K-1, each of them met.
+    loss : Loss
+    C : float
+        Above 0; the objective is C times the summed loss plus half the squared weights.
+    """
+    n_classes = int(y.max()) + 1
+    if X.size <= _SMALL:
+        X = X.astype(np.float64)  # noqa: N806
+    if len(X) > reducible(X.shape[1]):
+        found = _minimum(whole(X, y, loss, n_classes, pool), C)
+        W = found.W[0].astype(np.float64)  # noqa: N806
+        return W[:-1], W[-1], found.steps
+    factor = span_factor(X)
+    found = _minimum(whole(factor.astype(X.dtype), y, loss, n_classes, pool), C)
+    inner = found.W[0].astype(np.float64)
+    # The rows are L Q', so the weights are Q w, and Q = X' L⁻ᵀ.
+    return X.T @ solve_triangular(factor.T, inner[:-1]), inner[-1], found.steps
+
+
+def _minimum(objective: Objective, C: float) -> Found:  # noqa: N803
+    """Go by way of two smaller values: far from the minimum the curvature says little."""
+    *_, found = walk(objective, [C / 100, C / 10, C], last=FINAL)
+    return found

@@ -215,16 +215,17 @@ def _along_the_grid(
     assert solver is not None
     candidates: list[_Candidate] = []
     total = len(grid) * len(folds)
+    report = on_fit or (lambda *_: None)
     path = solver.path(spec.scaler(), X, y, folds, grid, pool)
-    for parameters, scores in zip(grid, path, strict=True):
+    # The solver, too, may see that the rest of a grid changes nothing.
+    for parameters, scores in zip(grid, path, strict=False):
         candidates.append(_Candidate.judged(parameters, scores, y))
-        ended = solver.rising and _has_risen(candidates)
-        if on_fit is not None:
-            first = total if ended else len(candidates) * len(folds) - len(folds) + 1
-            for done in range(first, total + 1 if ended else first + len(folds)):
-                on_fit(done, total)
-        if ended:
+        for done in range(len(folds)):
+            report((len(candidates) - 1) * len(folds) + done + 1, total)
+        if solver.rising and _has_risen(candidates):
             break
+    if len(candidates) < len(grid):
+        report(total, total)
     return candidates
 
 

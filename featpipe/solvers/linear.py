@@ -11,7 +11,7 @@ from scipy.linalg import solve_triangular
 from featpipe.solvers.lbfgs import Found
 from featpipe.solvers.losses import Array, Ints, Loss
 from featpipe.solvers.objective import Objective
-from featpipe.solvers.path import FINAL, walk
+from featpipe.solvers.path import FINAL, PATH, walk
 from featpipe.solvers.problems import (
     Fold,
     cross_validation,
@@ -36,15 +36,28 @@ def held_out_path(
 ) -> Iterator[Array]:
     """Yield for each value of C the scores, (n, K), of every row by the fold that holds it out.
 
-    Two classes have one column. Stop taking values to stop the work.
+    Two classes have one column. Stop taking values to stop the work. The last value is the
+    first at which every fold's objective is below C times `PATH.floor` a row: rows that are
+    told apart that well are only moved further from the boundary by larger values.
     """
     n_classes = int(y.max()) + 1
-    problem = cross_validation(X, y, folds, loss, n_classes, standardise=standardise, pool=pool)
-    for found in walk(problem.objective, values):
+    parts = cross_validation(X, y, folds, loss, n_classes, standardise=standardise, pool=pool)
+    walks = [walk(part.objective, values) for part in parts]
+    # One objective of all folds uses the pool within; it must not wait for itself.
+    run = pool.map if pool and len(parts) > 1 else map
+    for C in values:  # noqa: N806
         scores = np.zeros((len(y), loss.n_columns(n_classes)))
-        for number, (_, held) in enumerate(folds):
-            scores[held] = problem.held_scores(found.W, number)
+        followed = list(zip(parts, run(next, walks), strict=True))
+        for part, found in followed:
+            for problem, (fold, rows) in enumerate(zip(part.folds, part.held, strict=True)):
+                scores[folds[fold][1]] = part.objective.scores(rows, found.W, problem)
         yield scores
+        if all(_is_settled(part.objective, found, C) for part, found in followed):
+            return
+
+
+def _is_settled(objective: Objective, found: Found, C: float) -> bool:  # noqa: N803
+    return bool((found.value.loss < PATH.floor * C * objective.n_rows).all())
 
 
 def solve(
@@ -81,6 +94,6 @@ def solve(
 
 
 def _minimum(objective: Objective, C: float) -> Found:  # noqa: N803
-    """Go by way of two smaller values: far from the minimum the curvature says little."""
-    *_, found = walk(objective, [C / 100, C / 10, C], last=FINAL)
+    """Go by way of a smaller value: far from the minimum the curvature says little."""
+    *_, found = walk(objective, [C / 10, C], last=FINAL)
     return found

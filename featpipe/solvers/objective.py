@@ -1,9 +1,8 @@
 """Penalised loss of linear classifiers over blocks of rows, for several problems at once.
 
-A block is used by every problem that learns on it. Problems share blocks (the folds of a
-cross-validation over the same rows: one product of matrices serves them all), or each has
-blocks of its own. Rows are standardised within the weights, not as a copy per problem:
-``((x - m) / s) w = x (w / s) - m (w / s)``.
+A block is used by every problem that learns on it: the folds of a cross-validation share
+blocks, and one product of matrices serves them all. Rows are standardised within the weights, not as a copy per problem:
+``w'(x - m) / s = (w / s)'x - (w / s)'m``.
 """
 
 from __future__ import annotations
@@ -32,14 +31,11 @@ class Block:
     y : ndarray of int, (m,)
     problems : tuple of int
         Which problems learn on these rows.
-    basis : int
-        Coordinates these rows are in: problems of one basis share a preconditioner.
     """
 
     X: Any
     y: Ints
     problems: tuple[int, ...]
-    basis: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +73,7 @@ class Objective:
     blocks : sequence of Block
         In an order that does not depend on the machine: sums are made in it.
     loss : Loss
-    bases : tuple of int
-        The basis of each problem.
-    n_classes : int
+    n_problems, n_classes : int
     standardisation : Standardisation, optional
     pool : Executor, optional
         Runs blocks side by side.
@@ -89,15 +83,16 @@ class Objective:
         self,
         blocks: Sequence[Block],
         loss: Loss,
-        bases: tuple[int, ...],
+        n_problems: int,
         n_classes: int,
         standardisation: Standardisation | None = None,
         pool: Executor | None = None,
     ) -> None:
-        self.blocks, self.loss, self.bases, self.pool = blocks, loss, bases, pool
+        self.blocks, self.loss, self.pool = blocks, loss, pool
+        self.n_rows = sum(len(block.y) for block in blocks)
         self._standardisation = standardisation
         n_features = blocks[0].X.shape[1]
-        self.shape = (len(bases), n_features + 1, loss.n_columns(n_classes))
+        self.shape = (n_problems, n_features + 1, loss.n_columns(n_classes))
         self.dtype = np.float64 if blocks[0].X.dtype == np.float64 else np.float32
         penalty = np.ones(n_features + 1, dtype=self.dtype)
         penalty[-1] = loss.intercept_penalty
@@ -142,7 +137,7 @@ class Objective:
         return gradient.reshape(n_problems, n_columns, -1), loss, curvature
 
     def scores(self, X: Array, W: Array, problem: int) -> Array:  # noqa: N803
-        """Return the scores, (m, K), that a problem's weights give to rows of its basis."""
+        """Return the scores, (m, K), that a problem's weights give to rows."""
         flat = self._to_rows(W)[:, problem]
         scores: Array = X @ np.ascontiguousarray(flat[:-1])
         scores += flat[-1]

@@ -9,7 +9,7 @@ import numpy as np
 
 from featpipe.solvers.lbfgs import Found, minimise
 from featpipe.solvers.objective import Objective
-from featpipe.solvers.precondition import Preconditioner, spectra
+from featpipe.solvers.precondition import Preconditioner, spectrum_of
 
 _REFRESH, _ROUNDS = 30, 20
 """Iterations with one preconditioner, and how many of them there may be."""
@@ -53,8 +53,7 @@ def walk(
     last : Precision, optional
         That of the last value.
     """
-    known = spectra(objective)
-    n_rows = max(spectrum.n_rows for spectrum in known)
+    spectrum = spectrum_of(objective)
     W, steps = np.zeros(objective.shape, dtype=objective.dtype), 0  # noqa: N806
     for number, C in enumerate(values, start=1):  # noqa: N806
         wanted = last if last is not None and number == len(values) else precision
@@ -62,11 +61,11 @@ def walk(
         for _ in range(_ROUNDS):
             found, converged = minimise(
                 objective,
-                Preconditioner(objective, known, C, found.value.curvature),
+                Preconditioner(objective, spectrum, C, found.value.curvature),
                 found,
                 C,
                 tol=wanted.tol,
-                floor=wanted.floor * C * n_rows,
+                floor=wanted.floor * C * objective.n_rows,
                 max_iter=_REFRESH,
             )
             if converged:

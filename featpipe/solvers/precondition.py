@@ -15,6 +15,7 @@ SIAM Review 53, algorithm 4.4 (randomised subspace iteration) and 5.3 (its eigen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from featpipe.solvers.losses import Array
 from featpipe.solvers.objective import Block, Objective
 
-RANK, _OVERSAMPLED, _PASSES = 128, 16, 2
+RANK, _OVERSAMPLED, _PASSES = 96, 16, 2
 _SAMPLE = 4096
 """Rows that the eigenvectors are taken from: they steer the steps, not where they lead."""
 
@@ -37,14 +38,10 @@ class Spectrum:
     n_rows: int
 
 
-def spectra(objective: Objective) -> list[Spectrum]:
-    """Return the spectrum of the rows of every basis of an objective."""
-    return list(objective.map(lambda b: _spectrum(objective, b), sorted(set(objective.bases))))
-
-
-def _spectrum(objective: Objective, basis: int) -> Spectrum:
-    blocks = [block for block in objective.blocks if block.basis == basis]
-    n_rows = sum(len(block.y) for block in blocks)
+def spectrum_of(objective: Objective) -> Spectrum:
+    """Return the spectrum of the rows of an objective."""
+    blocks = objective.blocks
+    n_rows = objective.n_rows
     taken = blocks[:: max(1, n_rows // _SAMPLE)]
     share = n_rows / sum(len(block.y) for block in taken)
     size = objective.shape[1]
@@ -67,7 +64,7 @@ def _spectrum(objective: Objective, basis: int) -> Spectrum:
     return Spectrum(vectors, values * share, rest * share, n_rows)
 
 
-def _gram_times(blocks: list[Block], vectors: Array, *, ones: bool) -> Array:
+def _gram_times(blocks: Sequence[Block], vectors: Array, *, ones: bool) -> Array:
     """Return X' X V, (D + 1, r); the last column of X is one, or zero."""
     total = np.zeros_like(vectors)
     for block in blocks:
@@ -86,7 +83,7 @@ class Preconditioner:
     Parameters
     ----------
     objective : Objective
-    spectra : list of Spectrum
+    spectrum : Spectrum
     C : float
     curvature : tuple of ndarray
         Of each block's rows.
@@ -95,32 +92,26 @@ class Preconditioner:
     def __init__(
         self,
         objective: Objective,
-        spectra: list[Spectrum],
+        spectrum: Spectrum,
         C: float,  # noqa: N803
         curvature: tuple[Array, ...],
     ) -> None:
         total = sum(float(c.sum(dtype=np.float64)) for c in curvature)
-        # A problem that nothing is wrong with any longer still has some curvature.
-        c = C * max(total / sum(len(rows) for rows in curvature), 1e-6)
+        # Rows that nothing is wrong with any longer still have some curvature.
+        c = C * max(total / spectrum.n_rows, 1e-6)
         dtype = objective.dtype
-        self._bases, self._vectors = objective.bases, [s.vectors for s in spectra]
-        self._rest = [dtype((c * s.rest + 1) ** -0.5) for s in spectra]
-        self._more = [
-            ((c * s.values + 1) ** -0.5 - rest).astype(dtype)[:, None]
-            for s, rest in zip(spectra, self._rest, strict=True)
-        ]
+        self._vectors = spectrum.vectors
+        self._rest = dtype((c * spectrum.rest + 1) ** -0.5)
+        self._more = ((c * spectrum.values + 1) ** -0.5 - self._rest).astype(dtype)[:, None]
         penalised = objective.loss.intercept_penalty > 0
-        self._intercept = [None if penalised else dtype((c * s.n_rows) ** -0.5) for s in spectra]
+        self._intercept = None if penalised else dtype((c * spectrum.n_rows) ** -0.5)
 
     def __call__(self, values: Array) -> Array:
         """Multiply (P, D + 1, K) by the root: a gradient, or a step in the new variables."""
-        result = np.empty_like(values)
-        for problem, basis in enumerate(self._bases):
-            vectors = self._vectors[basis]
-            inner = vectors.T @ values[problem]
-            inner *= self._more[basis]
-            np.matmul(vectors, inner, out=result[problem])
-            result[problem] += self._rest[basis] * values[problem]
-            if self._intercept[basis] is not None:
-                result[problem, -1] = self._intercept[basis] * values[problem, -1]
+        inner = self._vectors.T @ values
+        inner *= self._more
+        result: Array = self._vectors @ inner
+        result += self._rest * values
+        if self._intercept is not None:
+            result[:, -1] = self._intercept * values[:, -1]
         return result

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -26,29 +25,25 @@ _ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class CrossValidation:
-    """An objective with one problem a fold, and each fold's rows that are held out.
+class Part:
+    """Some folds of a cross-validation, as the problems of one objective.
 
     Attributes
     ----------
     objective : Objective
+    folds : tuple of int
     held : tuple of ndarray, (m, D)
-        In the coordinates of the objective's blocks.
+        What each of these folds holds out, in the coordinates of the objective's blocks.
     """
 
     objective: Objective
+    folds: tuple[int, ...]
     held: tuple[Array, ...]
 
-    def held_scores(self, W: Array, fold: int) -> Array:  # noqa: N803
-        """Return the scores, (m, K), of the rows that a fold holds out."""
-        return self.objective.scores(self.held[fold], W, fold)
 
-
-def blocks_of(X: Array, y: Ints, problems: tuple[int, ...], basis: int = 0) -> list[Block]:  # noqa: N803
+def blocks_of(X: Array, y: Ints, problems: tuple[int, ...]) -> list[Block]:  # noqa: N803
     """Cut rows into blocks."""
-    return [
-        Block(X[i : i + _ROWS], y[i : i + _ROWS], problems, basis) for i in range(0, len(X), _ROWS)
-    ]
+    return [Block(X[i : i + _ROWS], y[i : i + _ROWS], problems) for i in range(0, len(X), _ROWS)]
 
 
 def cross_validation(
@@ -60,8 +55,8 @@ def cross_validation(
     *,
     standardise: bool,
     pool: Executor | None = None,
-) -> CrossValidation:
-    """Return the objective of all folds.
+) -> list[Part]:
+    """Return the objective of all folds, or one for each where that is less work.
 
     Parameters
     ----------
@@ -71,13 +66,16 @@ def cross_validation(
         Every row is held out by one of them, and fitted on by all others.
     standardise : bool
         By mean and standard deviation of each fold's own rows.
+    pool : Executor, optional
+        Used inside the objective where that is one.
     """
     few = len(X) <= reducible(X.shape[1])
     if few and standardise:
-        return _apart(X, y, folds, loss, n_classes, pool)
+        run = pool.map if pool else map
+        return list(run(lambda i: _alone(X, y, folds, i, loss, n_classes), range(len(folds))))
     if few:
         X = span_factor(X).astype(X.dtype)  # noqa: N806
-    return _together(X, y, folds, loss, n_classes, pool, standardise=standardise)
+    return [_together(X, y, folds, loss, n_classes, pool, standardise=standardise)]
 
 
 def reducible(n_features: int) -> int:
@@ -98,42 +96,22 @@ def span_factor(X: Array) -> Array:  # noqa: N803
     return factor
 
 
-def _apart(
+def _alone(
     X: Array,  # noqa: N803
     y: Ints,
     folds: Sequence[Fold],
+    number: int,
     loss: Loss,
     n_classes: int,
-    pool: Executor | None,
-) -> CrossValidation:
-    """Give every fold standardised rows in coordinates of its own."""
-    size = max(len(fit) for fit, _ in folds)
-
-    def one(fold: Fold) -> tuple[Array, Array]:
-        fit, held = fold
-        scaler = StandardScaler()
-        rows = scaler.fit_transform(X[fit])
-        factor = span_factor(rows)
-        cross = scaler.transform(X[held]) @ rows.T
-        outside = solve_triangular(factor, cross.T, lower=True).T
-        return _padded(factor, size, X.dtype), _padded(outside, size, X.dtype)
-
-    parts = list(pool.map(one, folds) if pool else map(one, folds))
-    blocks = [
-        block
-        for number, ((rows, _), (fit, _)) in enumerate(zip(parts, folds, strict=True))
-        for block in blocks_of(rows, y[fit], (number,), number)
-    ]
-    bases = tuple(range(len(folds)))
-    objective = Objective(blocks, loss, bases, n_classes, None, pool)
-    return CrossValidation(objective, tuple(outside for _, outside in parts))
-
-
-def _padded(rows: Array, size: int, dtype: np.dtype[Any]) -> Array:
-    """Return rows with columns of zeros up to a size that all folds have."""
-    result = np.zeros((len(rows), size), dtype=dtype)
-    result[:, : rows.shape[1]] = rows
-    return result
+) -> Part:
+    """Give a fold its standardised rows in coordinates of their own."""
+    fit, held = folds[number]
+    scaler = StandardScaler()
+    rows = scaler.fit_transform(X[fit])
+    factor = span_factor(rows)
+    outside = solve_triangular(factor, rows @ scaler.transform(X[held]).T, lower=True).T
+    blocks = blocks_of(factor.astype(X.dtype), y[fit], (0,))
+    return Part(Objective(blocks, loss, 1, n_classes), (number,), (outside.astype(X.dtype),))
 
 
 def _together(
@@ -145,19 +123,19 @@ def _together(
     pool: Executor | None,
     *,
     standardise: bool,
-) -> CrossValidation:
+) -> Part:
     """Let all folds share rows: one product of matrices serves them all."""
     rows = StandardScaler().fit_transform(X) if standardise else X
     blocks, held = [], []
-    everyone = range(len(folds))
+    everyone = tuple(range(len(folds)))
     for number, (_, outside) in enumerate(folds):
         part = rows[outside]
         others = tuple(p for p in everyone if p != number)
         blocks += blocks_of(part, y[outside], others)
         held.append(part)
     moments = _standardisation(held) if standardise else None
-    objective = Objective(blocks, loss, (0,) * len(folds), n_classes, moments, pool)
-    return CrossValidation(objective, tuple(held))
+    objective = Objective(blocks, loss, len(folds), n_classes, moments, pool)
+    return Part(objective, everyone, tuple(held))
 
 
 def _standardisation(held: Sequence[Array]) -> Standardisation:
@@ -175,4 +153,4 @@ def _standardisation(held: Sequence[Array]) -> Standardisation:
 
 def whole(X: Array, y: Ints, loss: Loss, n_classes: int, pool: Executor | None = None) -> Objective:  # noqa: N803
     """Return the objective of all rows as one problem; they are taken as they are."""
-    return Objective(blocks_of(X, y, (0,)), loss, (0,), n_classes, None, pool)
+    return Objective(blocks_of(X, y, (0,)), loss, 1, n_classes, None, pool)

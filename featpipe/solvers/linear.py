@@ -9,7 +9,8 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from featpipe.solvers.lbfgs import Found
-from featpipe.solvers.losses import Array, Ints, Loss
+from featpipe.solvers.losses import Array, Ints, Loss, SquaredHinge
+from featpipe.solvers.newton import polish_hinge
 from featpipe.solvers.objective import Objective
 from featpipe.solvers.path import FINAL, PATH, walk
 from featpipe.solvers.problems import (
@@ -22,6 +23,8 @@ from featpipe.solvers.problems import (
 
 _SMALL = 2**22
 """Numbers up to which rows are worked on in float64: there it costs nothing that is felt."""
+_FEW = 600
+"""Columns up to which the hinge's steps end with exact ones: their systems are small."""
 
 
 def held_out_path(
@@ -83,17 +86,26 @@ def solve(
     if X.size <= _SMALL:
         X = X.astype(np.float64)  # noqa: N806
     if len(X) > reducible(X.shape[1]):
-        found = _minimum(whole(X, y, loss, n_classes, pool), C)
-        W = found.W[0].astype(np.float64)  # noqa: N806
-        return W[:-1], W[-1], found.steps
+        W, steps = _minimum(X, y, loss, n_classes, C, pool)  # noqa: N806
+        return W[:-1], W[-1], steps
     factor = span_factor(X)
-    found = _minimum(whole(factor.astype(X.dtype), y, loss, n_classes, pool), C)
-    inner = found.W[0].astype(np.float64)
+    W, steps = _minimum(factor.astype(X.dtype), y, loss, n_classes, C, pool)  # noqa: N806
     # The rows are L Q', so the weights are Q w, and Q = X' L⁻ᵀ.
-    return X.T @ solve_triangular(factor.T, inner[:-1]), inner[-1], found.steps
+    return X.T @ solve_triangular(factor.T, W[:-1]), W[-1], steps
 
 
-def _minimum(objective: Objective, C: float) -> Found:  # noqa: N803
+def _minimum(
+    X: Array,  # noqa: N803
+    y: Ints,
+    loss: Loss,
+    n_classes: int,
+    C: float,  # noqa: N803
+    pool: Executor | None,
+) -> tuple[Array, int]:
     """Go by way of a smaller value: far from the minimum the curvature says little."""
+    objective = whole(X, y, loss, n_classes, pool)
     *_, found = walk(objective, [C / 10, C], last=FINAL)
-    return found
+    W = found.W[0].astype(np.float64)  # noqa: N806
+    if isinstance(loss, SquaredHinge) and X.shape[1] <= _FEW:
+        W = polish_hinge(X.astype(np.float64), y, W, C)  # noqa: N806
+    return W, found.steps

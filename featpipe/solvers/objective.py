@@ -1,8 +1,8 @@
 """Penalised loss of linear classifiers over blocks of rows, for several problems at once.
 
 A block is used by every problem that learns on it: the folds of a cross-validation share
-blocks, and one product of matrices serves them all. Rows are standardised within the weights, not as a copy per problem:
-``w'(x - m) / s = (w / s)'x - (w / s)'m``.
+blocks, and one product of matrices serves them all. Rows are standardised within the weights,
+not as a copy for every problem: ``w'(x - m) / s = (w / s)'x - (w / s)'m``.
 """
 
 from __future__ import annotations

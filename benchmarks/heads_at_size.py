@@ -84,7 +84,7 @@ def vectors(size: Size, dimension: int = 2048, seed: int = 0) -> tuple[Array, Ar
     mix = rng.normal(size=(256, dimension)).astype(np.float32) / np.sqrt(8)
     bias = rng.normal(-0.7, 0.5, size=dimension).astype(np.float32)
     gain = 0.4 * np.exp(rng.normal(0, 0.5, size=dimension)).astype(np.float32)
-    X = np.empty((size.rows, dimension), dtype=np.float32)
+    X = np.empty((size.rows, dimension), dtype=np.float32)  # noqa: N806
     for start in range(0, size.rows, 4096):
         rows = slice(start, min(start + 4096, size.rows))
         n = rows.stop - start
@@ -114,6 +114,7 @@ class Case:
         self.found: dict[str, Any] = {}
 
     def featpipe(self) -> float:
+        """Return the seconds that featpipe takes."""
         grid = tuple({"C": value} for value in VALUES[self.head])
         spec = replace(HEADS[self.head], grid=grid)
         started = time.perf_counter()
@@ -123,10 +124,12 @@ class Case:
         return seconds
 
     def pinned(self) -> float:
+        """Return the seconds of a grid search with one thread a fit."""
         with threadpool_limits(1), joblib.parallel_config("threading", n_jobs=joblib.cpu_count()):
             return self._grid()
 
     def plain(self) -> float:
+        """Return the seconds of a grid search with default threads."""
         return self._grid()
 
     def _grid(self) -> float:

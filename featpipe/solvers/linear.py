@@ -11,8 +11,7 @@ from scipy.linalg import solve_triangular
 from featpipe.solvers.lbfgs import Found
 from featpipe.solvers.losses import Array, Ints, Loss, SquaredHinge
 from featpipe.solvers.newton import polish_hinge
-from featpipe.solvers.objective import Objective
-from featpipe.solvers.path import FINAL, PATH, walk
+from featpipe.solvers.path import FINAL, HINGE_PATH, PATH, walk
 from featpipe.solvers.problems import (
     Fold,
     cross_validation,
@@ -40,12 +39,13 @@ def held_out_path(
     """Yield for each value of C the scores, (n, K), of every row by the fold that holds it out.
 
     Two classes have one column. Stop taking values to stop the work. The last value is the
-    first at which every fold's objective is below C times `PATH.floor` a row: rows that are
+    first at which every fold's objective is below C times the precision's floor a row: rows that are
     told apart that well are only moved further from the boundary by larger values.
     """
     n_classes = int(y.max()) + 1
     parts = cross_validation(X, y, folds, loss, n_classes, standardise=standardise, pool=pool)
-    walks = [walk(part.objective, values) for part in parts]
+    precision = HINGE_PATH if loss.separable else PATH
+    walks = [walk(part.objective, values, precision) for part in parts]
     # One objective of all folds uses the pool within; it must not wait for itself.
     run = pool.map if pool and len(parts) > 1 else map
     for C in values:  # noqa: N806
@@ -55,12 +55,12 @@ def held_out_path(
             for problem, (fold, rows) in enumerate(zip(part.folds, part.held, strict=True)):
                 scores[folds[fold][1]] = part.objective.scores(rows, found.W, problem)
         yield scores
-        if all(_is_settled(part.objective, found, C) for part, found in followed):
+        if all(_is_below(found, precision.floor * C * p.objective.n_rows) for p, found in followed):
             return
 
 
-def _is_settled(objective: Objective, found: Found, C: float) -> bool:  # noqa: N803
-    return bool((found.value.loss < PATH.floor * C * objective.n_rows).all())
+def _is_below(found: Found, objective: float) -> bool:
+    return bool((found.value.loss < objective).all())
 
 
 def solve(

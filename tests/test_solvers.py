@@ -72,7 +72,7 @@ def problems(draw):
 
 
 @pytest.mark.parametrize("head", SOLVERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=problems(), log_c=st.floats(-5, 3))
 def test_the_minimum_is_that_of_scikit_learn(head, data, log_c) -> None:
     """Few rows or few columns, two classes or seven, C tiny or huge: within 1e-4, relatively."""

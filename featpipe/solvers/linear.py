@@ -11,7 +11,7 @@ from scipy.linalg import solve_triangular
 from featpipe.solvers.lbfgs import Found
 from featpipe.solvers.losses import Array, Ints, Loss, SquaredHinge
 from featpipe.solvers.newton import polish_hinge
-from featpipe.solvers.path import FINAL, HINGE_PATH, PATH, walk
+from featpipe.solvers.path import FINAL, FINAL_DOUBLE, HINGE_PATH, PATH, walk
 from featpipe.solvers.problems import (
     Fold,
     cross_validation,
@@ -39,8 +39,8 @@ def held_out_path(
     """Yield for each value of C the scores, (n, K), of every row by the fold that holds it out.
 
     Two classes have one column. Stop taking values to stop the work. The last value is the
-    first at which every fold's objective is below C times the precision's floor a row: rows that are
-    told apart that well are only moved further from the boundary by larger values.
+    first at which every fold's objective is below C times the precision's floor a row: rows
+    that are told apart that well are only moved further from the boundary by larger values.
     """
     n_classes = int(y.max()) + 1
     parts = cross_validation(X, y, folds, loss, n_classes, standardise=standardise, pool=pool)
@@ -104,7 +104,8 @@ def _minimum(
 ) -> tuple[Array, int]:
     """Go by way of a smaller value: far from the minimum the curvature says little."""
     objective = whole(X, y, loss, n_classes, pool)
-    *_, found = walk(objective, [C / 10, C], last=FINAL)
+    last = FINAL_DOUBLE if X.dtype == np.float64 else FINAL
+    *_, found = walk(objective, [C / 10, C], last=last)
     W = found.W[0].astype(np.float64)  # noqa: N806
     if isinstance(loss, SquaredHinge) and X.shape[1] <= _FEW:
         W = polish_hinge(X.astype(np.float64), y, W, C)  # noqa: N806

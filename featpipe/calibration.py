@@ -6,14 +6,18 @@ label never changes: the likeliest class is the one with the highest score.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 Floats = NDArray[np.float64]
 
 _LOG_RANGE = (-12.0, 12.0)
+_STEPS, _NEAR = 100, 1e-6
+_LARGE, _BLOCK = 2**20, 2**18
 
 
 def as_columns(scores: NDArray[np.floating]) -> Floats:
@@ -43,22 +47,58 @@ def fit_temperature(scores: Floats, y: NDArray[np.int64]) -> float:
     ----------
     Guo, Pleiss, Sun, Weinberger 2017, "On Calibration of Modern Neural Networks", section 4.2.
     """
+    # float32 has the derivatives to six digits, and takes half the time.
+    values = scores.astype(np.float32) if scores.size > _LARGE else scores
+    n, n_classes = values.shape
     # One wrong row in two that are not there keeps T from running to 0 where every held-out
     # row is right (the rule of succession: no finite set of rows proves certainty).
-    best = minimize_scalar(
-        lambda log_t: _smoothed_loss(scores / np.exp(log_t), y), bounds=_LOG_RANGE, method="bounded"
-    )
-    return float(np.exp(best.x))
-
-
-def _smoothed_loss(scaled: Floats, y: NDArray[np.int64]) -> float:
-    """Log loss with targets (n_k + 1) / (n_k + 2) instead of 1, after Platt 1999, section 2.2."""
-    log_p = log_softmax(scaled, axis=1)
-    n, n_classes = scaled.shape
+    # Targets (n_k + 1) / (n_k + 2) instead of 1, after Platt 1999, section 2.2.
     rest = 1.0 / (n + 2.0)
-    own = log_p[np.arange(n), y]
-    others = (log_p.sum(axis=1) - own) / (n_classes - 1)
-    return float(-np.mean((1 - rest) * own + rest * others))
+    own = values[np.arange(n), y].astype(np.float64)
+    others = (values.sum(axis=1, dtype=np.float64) - own) / (n_classes - 1)
+    target = float(np.mean((1 - rest) * own + rest * others))
+    return _root(lambda beta: _slope(values, beta, target))
+
+
+def _slope(scores: NDArray[Any], beta: float, target: float) -> tuple[float, float]:
+    """Return the first and second derivative of the smoothed loss by beta = 1 / T."""
+    first = second = 0.0
+    step = max(1, _BLOCK // scores.shape[1])
+    for start in range(0, len(scores), step):
+        block = scores[start : start + step]
+        p = block * scores.dtype.type(beta)
+        p -= p.max(axis=1, keepdims=True)
+        np.exp(p, out=p)
+        total = p.sum(axis=1)
+        mean = np.einsum("nk,nk->n", p, block) / total
+        # About the mean: a difference of squares would lose all digits of large scores.
+        apart = block - mean[:, None]
+        np.multiply(apart, apart, out=apart)
+        second += float((np.einsum("nk,nk->n", p, apart) / total).sum(dtype=np.float64))
+        first += float(mean.sum(dtype=np.float64))
+    return first / len(scores) - target, second / len(scores)
+
+
+def _root(slope: Callable[[float], tuple[float, float]]) -> float:
+    """Return T where the slope is zero: Newton's steps in log T, kept within a bracket.
+
+    The loss is convex in 1 / T, so that its slope there rises and has one zero.
+    """
+    low, high = -_LOG_RANGE[1], -_LOG_RANGE[0]
+    log_beta = 0.0
+    for _ in range(_STEPS):
+        beta = float(np.exp(log_beta))
+        first, second = slope(beta)
+        low, high = (low, log_beta) if first > 0 else (log_beta, high)
+        bend = beta * second
+        # Newton's step for the slope in log beta, where that rises.
+        new = log_beta - first / bend if bend > 0 else np.inf
+        if not low < new < high:
+            new = (low + high) / 2
+        if abs(new - log_beta) < _NEAR:
+            break
+        log_beta = new
+    return float(np.exp(-log_beta))
 
 
 def to_probabilities(scores: Floats, temperature: float) -> Floats:

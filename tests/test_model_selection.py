@@ -251,6 +251,37 @@ def test_the_estimate_of_real_labels_is_not_chance_and_has_a_progress() -> None:
     assert calls == [(i, 9) for i in range(1, 10)]
 
 
+def test_progress_ends_at_the_total_although_the_grid_is_left_early() -> None:
+    """Rows that are told apart with ease: not every C is tried, and the bar still fills."""
+    X, labels = small(2, 12)
+    y = np.unique(labels, return_inverse=True)[1]
+    folds = make_folds(y, np.arange(24), 3, 0, ["a", "b"])
+    calls: list[tuple[int, int]] = []
+    found = fit_tuned(HEADS["logreg"], X, y, folds, on_fit=lambda *done: calls.append(done))
+    n_values = len(HEADS["logreg"].grid)
+    assert 3 <= len(found.table) < n_values
+    assert calls[-1] == (3 * n_values, 3 * n_values)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    tried = [entry["parameters"] for entry in found.table]
+    assert tried == list(HEADS["logreg"].grid[: len(tried)])
+
+
+@pytest.mark.parametrize("name", ["logreg", "svm"])
+def test_leaving_the_grid_early_does_not_change_the_choice(name, monkeypatch) -> None:
+    """Real vectors, harder by noise: all values of C tried give the same one."""
+    X, labels = small(6, 25)
+    X = X + np.random.default_rng(0).normal(0, 2 * X.std(), X.shape).astype(np.float32)
+    y = np.unique(labels, return_inverse=True)[1]
+    folds = make_folds(y, np.arange(len(y)), 3, 0, list("abcdef"))
+    early = fit_tuned(HEADS[name], X, y, folds)
+    monkeypatch.setattr("featpipe.model_selection.tuning._has_risen", lambda _: False)
+    monkeypatch.setattr("featpipe.solvers.linear._is_below", lambda *_: False)
+    late = fit_tuned(HEADS[name], X, y, folds)
+    assert len(early.table) < len(late.table) == len(HEADS[name].grid)
+    assert early.parameters == late.parameters
+    assert early.table == late.table[: len(early.table)]
+
+
 def test_the_lowest_held_out_loss_is_taken_and_of_equals_the_simplest() -> None:
     """The chosen parameters have the lowest log loss of the table, and stand first among equals."""
     rng = np.random.default_rng(0)

@@ -7,6 +7,7 @@ table, ``benchmarks/heads.py`` makes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -24,6 +25,7 @@ from featpipe.calibration import as_columns
 from featpipe.errors import HeadError
 from featpipe.heads.centroid import CosineCentroid
 from featpipe.heads.discriminant import ShrunkDiscriminant
+from featpipe.heads.linear import HINGE, LOGISTIC, RIDGE, Solver
 
 Parameters = Mapping[str, Any]
 _CELLS = 2**25
@@ -47,6 +49,8 @@ class HeadSpec:
         What tuning tries, simplest model first: of equally good ones the first is taken.
     default : mapping
         What is used without tuning.
+    solver : Solver, optional
+        A faster way to the same.
     """
 
     name: str
@@ -55,10 +59,28 @@ class HeadSpec:
     estimator: Callable[[Parameters, int], Any]
     grid: tuple[Parameters, ...]
     default: Parameters
+    solver: Solver | None = None
 
     def pipeline(self, parameters: Parameters, seed: int) -> Pipeline:
         """Return the unfitted pipeline of scaling and estimator."""
         return Pipeline([("scale", self.scaler()), ("head", self.estimator(parameters, seed))])
+
+    @property
+    def fast(self) -> Solver | None:
+        """The solver, where there is one that knows this head's scaling."""
+        return self.solver if self.solver and self.solver.serves(self.scaler()) else None
+
+    def fit(
+        self,
+        parameters: Parameters,
+        X: NDArray[np.float32],  # noqa: N803
+        y: NDArray[np.int64],
+        seed: int,
+        pool: Executor | None = None,
+    ) -> Pipeline:
+        """Return the fitted pipeline; classes are 0 … K-1."""
+        pipeline = self.pipeline(parameters, seed)
+        return self.fast.fit(pipeline, X, y, pool) if self.fast else pipeline.fit(X, y)
 
 
 def class_scores(pipeline: Pipeline, X: NDArray[Any]) -> NDArray[np.float64]:  # noqa: N803
@@ -97,6 +119,7 @@ _SPECS = (
         lambda p, _: LogisticRegression(C=p["C"], max_iter=2000),
         _grid("C", _powers(-4.5, 3)),
         {"C": 0.1},
+        LOGISTIC,
     ),
     HeadSpec(
         "svm",
@@ -107,6 +130,7 @@ _SPECS = (
         lambda p, _: LinearSVC(C=p["C"], dual=False, tol=1e-3),
         _grid("C", _powers(-2.5, 2)),
         {"C": 3.16},
+        HINGE,
     ),
     HeadSpec(
         "svm-rbf",
@@ -133,6 +157,7 @@ _SPECS = (
         lambda p, _: RidgeClassifier(alpha=p["alpha"]),
         _grid("alpha", _powers(-3, 2)[::-1]),
         {"alpha": 1.0},
+        RIDGE,
     ),
     HeadSpec(
         "lda",

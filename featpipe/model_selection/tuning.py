@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import joblib
 import numpy as np
@@ -75,21 +77,18 @@ def fit_tuned(
         grid = [parameters for parameters in spec.grid if _feasible(parameters, folds)]
     else:
         grid = [_reduced(spec.default, folds)]
-    scores = _held_out_scores(spec, X, y, folds, grid, seed, on_fit)
-    temperatures = [fit_temperature(s, y) for s in scores]
-    losses = [log_losses(s, y, t) for s, t in zip(scores, temperatures, strict=True)]
-    best = int(np.argmin([loss.mean() for loss in losses]))
-    with _quiet_and_single():
-        pipeline = spec.pipeline(grid[best], seed).fit(X, y)
+    with _quiet_and_single(), _pool() as pool:
+        if spec.fast is None:
+            candidates = _each_alone(spec, X, y, folds, grid, seed, on_fit)
+        else:
+            candidates = _along_the_grid(spec, X, y, folds, grid, pool, on_fit)
+        best = min(candidates, key=lambda candidate: candidate.loss)
+        pipeline = spec.fit(best.parameters, X, y, seed, pool)
     table = tuple(
-        {
-            "parameters": dict(parameters),
-            "accuracy": float(np.mean(s.argmax(axis=1) == y)),
-            "log_loss": float(loss.mean()),
-        }
-        for parameters, s, loss in zip(grid, scores, losses, strict=True)
+        {"parameters": dict(c.parameters), "accuracy": c.accuracy, "log_loss": c.loss}
+        for c in candidates
     )
-    return Fitted(pipeline, temperatures[best], grid[best], table)
+    return Fitted(pipeline, best.temperature, best.parameters, table)
 
 
 def nested_probabilities(
@@ -149,7 +148,27 @@ def _fewest(folds: Sequence[Fold]) -> int:
     return min(len(fit) for fit, _ in folds)
 
 
-def _held_out_scores(
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A set of parameters, and how it did on rows that were held out."""
+
+    parameters: Mapping[str, Any]
+    temperature: float
+    losses: Floats
+    accuracy: float
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    @classmethod
+    def judged(cls, parameters: Mapping[str, Any], scores: Floats, y: Ints) -> Self:
+        temperature = fit_temperature(scores, y)
+        losses = log_losses(scores, y, temperature)
+        return cls(parameters, temperature, losses, float(np.mean(scores.argmax(axis=1) == y)))
+
+
+def _each_alone(
     spec: HeadSpec,
     X: NDArray[np.float32],  # noqa: N803
     y: Ints,
@@ -157,8 +176,8 @@ def _held_out_scores(
     grid: Sequence[Mapping[str, Any]],
     seed: int,
     on_fit: OnFit | None,
-) -> list[Floats]:
-    """Return for each set of parameters the scores of every row, (n, K), by folds.
+) -> list[_Candidate]:
+    """Fit every set of parameters on every fold.
 
     Threads, not processes: the solvers let go of the interpreter, and nothing is copied.
     """
@@ -171,16 +190,67 @@ def _held_out_scores(
         pipeline = spec.pipeline(grid[number], seed).fit(X[fit], y[fit])
         return number, held, class_scores(pipeline, X[held])
 
-    with _quiet_and_single():
-        run = joblib.Parallel(
-            n_jobs=joblib.cpu_count(), prefer="threads", return_as="generator_unordered"
-        )
-        finished = run(joblib.delayed(one)(number, fold) for number, fold in tasks)
-        for done, (number, held, values) in enumerate(finished, start=1):
-            scores[number][held] = values
-            if on_fit is not None:
-                on_fit(done, len(tasks))
-    return scores
+    run = joblib.Parallel(
+        n_jobs=joblib.cpu_count(), prefer="threads", return_as="generator_unordered"
+    )
+    finished = run(joblib.delayed(one)(number, fold) for number, fold in tasks)
+    for done, (number, held, values) in enumerate(finished, start=1):
+        scores[number][held] = values
+        if on_fit is not None:
+            on_fit(done, len(tasks))
+    return [_Candidate.judged(p, s, y) for p, s in zip(grid, scores, strict=True)]
+
+
+def _along_the_grid(
+    spec: HeadSpec,
+    X: NDArray[np.float32],  # noqa: N803
+    y: Ints,
+    folds: Sequence[Fold],
+    grid: Sequence[Mapping[str, Any]],
+    pool: Executor | None,
+    on_fit: OnFit | None,
+) -> list[_Candidate]:
+    """Fit all folds at once, one set of parameters after the other, and end where it pays."""
+    solver = spec.fast
+    assert solver is not None
+    candidates: list[_Candidate] = []
+    total = len(grid) * len(folds)
+    report = on_fit or (lambda *_: None)
+    path = solver.path(spec.scaler(), X, y, folds, grid, pool)
+    # The solver, too, may see that the rest of a grid changes nothing.
+    for parameters, scores in zip(grid, path, strict=False):
+        candidates.append(_Candidate.judged(parameters, scores, y))
+        for done in range(len(folds)):
+            report((len(candidates) - 1) * len(folds) + done + 1, total)
+        if solver.rising and _has_risen(candidates):
+            break
+    if len(candidates) < len(grid):
+        report(total, total)
+    return candidates
+
+
+def _has_risen(candidates: Sequence[_Candidate]) -> bool:
+    """Tell whether the last two values are both clearly worse than the best before them.
+
+    Clearly is two standard errors of the difference, row by row: as C grows beyond the best
+    the loss only rises, or stays where it is.
+    """
+    if len(candidates) < 3:
+        return False
+    best = min(candidates[:-2], key=lambda candidate: candidate.loss)
+    worse = [candidate.losses - best.losses for candidate in candidates[-2:]]
+    return all(d.mean() > 2 * d.std() / math.sqrt(len(d)) for d in worse)
+
+
+@contextmanager
+def _pool() -> Iterator[Executor | None]:
+    """Yield threads for blocks of rows, or None where there is one core."""
+    n_threads = joblib.cpu_count()
+    if n_threads == 1:
+        yield None
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+        yield pool
 
 
 @contextmanager

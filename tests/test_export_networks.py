@@ -15,6 +15,7 @@ pytest.importorskip("timm", reason="the `export` extra (timm) is not installed")
 pytest.importorskip("torchvision", reason="the `export` extra (torchvision) is not installed")
 
 from networks import conditioned, untrained_network  # noqa: E402 - after the skip
+from timm.layers import CondConv2d  # noqa: E402
 from torch import nn  # noqa: E402
 
 from featpipe.backbones import export, load_backbone  # noqa: E402
@@ -26,6 +27,7 @@ from featpipe.backbones.export import (  # noqa: E402
     from_torchvision,
     tap,
 )
+from featpipe.backbones.export.conditional import Mixture, express_conditional  # noqa: E402
 from featpipe.backbones.export.options import asked_name, asked_resize  # noqa: E402
 from featpipe.backbones.gate import compare, photographs  # noqa: E402
 from featpipe.errors import BackboneError  # noqa: E402
@@ -342,6 +344,27 @@ def test_only_what_stays_the_same_is_folded() -> None:
     assert len([m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]) == 3
     with torch.no_grad():
         assert torch.allclose(folded(pixels), model(pixels))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "groups"),
+    [(1, 1, "", 1), (3, 1, "", 8), (5, 2, "", 8), (5, 2, "same", 8), (3, 2, "same", 1)],
+)
+def test_kernels_that_depend_on_the_image_are_expressed(
+    kernel: int, stride: int, padding: str, groups: int
+) -> None:
+    """A convolution that mixes its kernels for each image computes the same without groups."""
+    torch.manual_seed(0)
+    conv = CondConv2d(8, 8, kernel, stride, padding, groups=groups, bias=True, num_experts=3)
+    x, routing = torch.randn(5, 8, 13, 10), torch.rand(5, 3)
+    with torch.no_grad():
+        assert torch.allclose(Mixture(conv)(x, routing), conv(x, routing), atol=1e-5)
+
+
+def test_a_network_without_such_kernels_is_left_alone() -> None:
+    """Nothing is copied where there is nothing to express."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    assert express_conditional(model) is model
 
 
 def test_weights_say_how_images_are_prepared() -> None:

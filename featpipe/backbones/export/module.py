@@ -29,6 +29,7 @@ from torch import nn
 from featpipe._files import first_line
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.contract import EMBEDDING, FEATURE_MAP, INPUT
+from featpipe.backbones.export.conditional import express_conditional
 from featpipe.backbones.gate import EXPORT_COSINE, compare, realistic_images
 from featpipe.backbones.writing import GATE_BATCHES, write_backbone
 from featpipe.errors import BackboneError
@@ -101,7 +102,7 @@ def export_module(
         # Somebody else reads what a convolution writes, which no hook shows.
         folded = source
     try:
-        model = _to_onnx(folded, example, names)
+        model = _to_onnx(express_conditional(folded), example, names)
     except Exception as exc:
         # The exporter has its own exceptions for every stage, none of them with a stable name.
         raise BackboneError(

@@ -361,6 +361,20 @@ def test_kernels_that_depend_on_the_image_are_expressed(
         assert torch.allclose(Mixture(conv)(x, routing), conv(x, routing), atol=1e-5)
 
 
+def test_what_no_file_can_hold_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before minutes of tracing, and with the size."""
+    network = untrained_network("resnet18", 64)
+    monkeypatch.setattr(type(network), "parameters", lambda _: 644_000_000)
+    with pytest.raises(BackboneError) as error:
+        export.export_network(network, ExportOptions(models_dir=tmp_path))
+    assert str(error.value) == (
+        f"{network.name} needs 2.6 GB, more than the 2.1 GB that one ONNX file can hold: nothing "
+        "was written"
+    )
+
+
 def test_a_network_without_such_kernels_is_left_alone() -> None:
     """Nothing is copied where there is nothing to express."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3))

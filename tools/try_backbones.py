@@ -42,7 +42,7 @@ from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.catalog import find_entry
 from featpipe.backbones.export import ExportOptions, export_network, from_timm, from_torchvision
 from featpipe.backbones.export.options import Network
-from featpipe.backbones.writing import gate_images
+from featpipe.backbones.writing import gate_images, require_one_file
 from featpipe.types import ResizeRule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,6 +129,9 @@ def untrained_network(name: str, size: int | None) -> Any:
 
 def attempt(name: str, size: int | None) -> dict[str, Any]:
     """Export one network into a temporary folder; return what came of it."""
+    entry = find_entry(name)
+    # What the export would say, too, after the network was built and conditioned.
+    require_one_file(name, 4 * ((entry.parameters if entry else None) or 0))
     network = untrained_network(name, size)
     with tempfile.TemporaryDirectory() as folder:
         done = export_network(network, ExportOptions(models_dir=Path(folder)), batches=BATCHES)

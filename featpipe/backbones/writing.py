@@ -96,11 +96,8 @@ def finish(model: onnx.ModelProto, card: BackboneCard) -> tuple[bytes, BackboneC
         When the result is no valid ONNX model, or larger than one file can be.
     """
     size = model.ByteSize()
-    if not 0 <= size <= MAX_FILE_BYTES - 2**20:
-        raise BackboneError(
-            f"{card.name} needs {abs(size) / 1e9:.1f} GB, more than the 2 GB that one ONNX file "
-            "can hold: nothing was written"
-        )
+    # The count of bytes wraps around where there are too many.
+    require_one_file(card.name, size if size >= 0 else 2**32 + size)
     _clean(model)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -114,6 +111,16 @@ def finish(model: onnx.ModelProto, card: BackboneCard) -> tuple[bytes, BackboneC
     entry.key = CARD_KEY
     entry.value = json.dumps(card.to_json(), ensure_ascii=False, sort_keys=False)
     return model.SerializeToString(deterministic=True), card
+
+
+def require_one_file(name: str, size: int) -> None:
+    """Raise `BackboneError` where ``size`` bytes are more than one ONNX file can hold."""
+    # Graph and card want some room, too.
+    if size > MAX_FILE_BYTES - 2**20:
+        raise BackboneError(
+            f"{name} needs {size / 1e9:.1f} GB, more than the 2.1 GB that one ONNX file can hold: "
+            "nothing was written"
+        )
 
 
 def _clean(model: onnx.ModelProto) -> None:

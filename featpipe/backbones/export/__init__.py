@@ -27,7 +27,7 @@ from featpipe.backbones.export.options import (
 from featpipe.backbones.export.packages import PACKAGES, lite_features
 from featpipe.backbones.export.tap import example_pixels, run, without_classifier
 from featpipe.backbones.registry import SUFFIX, models_folder
-from featpipe.backbones.writing import GATE_BATCHES
+from featpipe.backbones.writing import GATE_BATCHES, require_one_file
 from featpipe.errors import BackboneError
 
 __all__ = ["ExportOptions", "Exported", "export_backbone", "export_module", "export_network"]
@@ -106,6 +106,8 @@ def export_network(
     card = replace(card, name=asked_name(network, options))
     layer = options.layer or network.layer
     features, card = _finished(network, card, layer)
+    # Minutes of tracing would end in the same words.
+    require_one_file(card.name, 4 * (card.parameters or 0))
     path = models_folder(options.models_dir) / f"{card.name}{SUFFIX}"
     _keep_others(path, card, replace=options.replace)
     _log.info("%s", _described(card))

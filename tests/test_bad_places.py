@@ -476,7 +476,8 @@ def test_ctrl_c_during_embed(run_cli: Run, place: Path, many: Path) -> None:
 def test_ctrl_c_during_fit(run_cli: Run, place: Path) -> None:
     """Code 130; no head is left, or the one that was there."""
     rng = np.random.default_rng(0)
-    for i in range(60):
+    # So many rows of noise keep a kernel machine busy for longer than a signal takes.
+    for i in range(400):
         photo = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
         path = place / "noise" / "ab"[i % 2] / f"{i}.ppm"
         path.parent.mkdir(parents=True, exist_ok=True)

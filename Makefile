@@ -1,7 +1,7 @@
 # `make help` lists what there is. PYTHON chooses the interpreter: make test PYTHON=.venv/bin/python
 PYTHON ?= python3
 
-.PHONY: help install test check format types layers cover bench docs model demo-data wheel clean
+.PHONY: help install test check format types layers cover bench bench-peers bench-gpu bench-docs docs model demo-data wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,17 @@ types:  ## mypy --strict
 layers:  ## data goes one way
 	lint-imports
 
-bench:  ## the measurements behind the figures in README and docs
+bench:  ## measure against peers, write benchmarks/RESULTS.md (MODELS: folder with resnet50.onnx; ONLY: one part)
+	$(PYTHON) benchmarks/run_all.py $(if $(MODELS),--models-dir $(MODELS)) $(if $(ONLY),--only $(ONLY))
+
+bench-peers:  ## the peers' environment, build/peers: torch, timm, fastembed
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install -q -r benchmarks/requirements-peers.txt
+
+bench-gpu:  ## ResNet-50 on this machine's GPU beside torch (MODELS: folder with resnet50.onnx)
+	$(PYTHON) benchmarks/gpu.py --models-dir $(MODELS)
+
+bench-docs:  ## the figures of docs/heads.md and docs/quantisation.md
 	$(PYTHON) benchmarks/embed.py
 	$(PYTHON) benchmarks/heads.py
 	$(PYTHON) benchmarks/quantize.py efficientnet_lite0

@@ -73,22 +73,26 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         if name not in results:
             continue
         found = results[name]
-        about = found["machine"]
-        packages = ", ".join(f"{key} {value}" for key, value in about["packages"].items())
         lines += [
             "",
             f"## {found['title']}",
             "",
-            (
-                f"`{found['command']}`, {found['date']}. {about['processor']}, {about['cores']} cores, "
-                f"{about['system']}; {packages}. Load when it began: {about['load_before']}."
-            ),
+            f"`{found['command']}`, {found['date']}. {described(found['machine'])}",
             "",
             found["markdown"],
         ]
         if name == "pipeline" and CHART.exists():
             lines += ["", f"![images a second]({CHART.name})"]
     return "\n".join(lines) + "\n"
+
+
+def described(about: dict[str, Any]) -> str:
+    """Return the line that says what it was measured on."""
+    packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    return (
+        f"{about['processor']}, {about['cores']} cores, {about['system']}; {packages}. "
+        f"Load when it began: {about['load_before']}."
+    )
 
 
 def draw(results: list[dict[str, Any]]) -> None:

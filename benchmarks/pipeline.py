@@ -36,10 +36,14 @@ NETWORKS = {BUILTIN: "timm/tf_efficientnet_lite0", RESNET: "resnet50"}
 LARGE = 48
 
 
+def data() -> Path:
+    """Return the folder of photographs: `train/` and a folder for each class in it."""
+    return Path(os.environ["FEATPIPE_SHARED"]) / "datasets" / "hymenoptera_data"
+
+
 def photographs() -> list[str]:
     """Return real photographs of about 500 × 375, the same ones everywhere."""
-    folder = Path(os.environ["FEATPIPE_SHARED"]) / "datasets" / "hymenoptera_data"
-    return [str(path) for path in sorted(folder.rglob("*.jpg"))]
+    return [str(path) for path in sorted(data().rglob("*.jpg"))]
 
 
 def enlarged(paths: list[str], folder: Path) -> list[str]:
@@ -92,6 +96,12 @@ def contenders(name: str, models: Path | None, fast: Path, few: int) -> list[Con
     found = [
         Contender("featpipe, auto", "featpipe", {"model": path}, many),
         Contender("featpipe, CPU", "featpipe", {"model": path, "device": "cpu"}, many),
+        Contender(
+            "featpipe score, CPU",
+            "score",
+            {"model": path, "folder": str(data() / "train"), "device": "cpu"},
+            many,
+        ),
         Contender("naive onnxruntime loop", "naive", {"model": path}, few),
         Contender("model alone", "model", {"model": path}, many),
         Contender("decoding alone", "decode", {"model": path}, many),
@@ -130,6 +140,8 @@ def ratios(rates: dict[str, float]) -> Iterator[tuple[str, float]]:
         yield "featpipe, CPU / its limit", rates["featpipe, CPU"] / bound
     if bound := limit(rates, "int8 model alone"):
         yield "featpipe, int8 / its limit", rates["featpipe, int8"] / bound
+    if scored := rates.get("featpipe score, CPU"):
+        yield "featpipe score / featpipe embed", scored / rates["featpipe, CPU"]
     if full := rates.get("Pillow's full decode alone"):
         yield "decoding alone / Pillow's full decode", rates["decoding alone"] / full
 

@@ -40,6 +40,24 @@ def featpipe_embed(model: str, models_dir: str | None = None, **options: Any) ->
     return run
 
 
+def featpipe_score(model: str, folder: str, **options: Any) -> Run:
+    """Measure `featpipe.score` into a CSV file, with a head learnt on a folder of classes."""
+    import featpipe
+    from featpipe.backbones import load_backbone
+
+    backbone = load_backbone(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = featpipe.embed(folder, backbone, output=Path(scratch) / "store", **options)
+        head = featpipe.fit(store, "logreg", tune=False)
+
+    def run(paths: list[str]) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            output = Path(scratch) / "scores.csv"
+            featpipe.score(paths, head, output=output, model=backbone, **options)
+
+    return run
+
+
 def naive(model: str) -> Run:
     """Decode in full, resize, crop, in batches of 32, on a session with default options."""
     import numpy as np
@@ -254,6 +272,7 @@ def peak_memory() -> int:
 
 CONTENDERS: dict[str, Callable[..., Run]] = {
     "featpipe": featpipe_embed,
+    "score": featpipe_score,
     "naive": naive,
     "model": model_only,
     "decode": decode_only,

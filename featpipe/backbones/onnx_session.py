@@ -21,6 +21,10 @@ from featpipe.backbones.contract import BackboneFile
 from featpipe.errors import BackboneError
 
 CPU = "CPUExecutionProvider"
+UNSOUND = ["Pad_Fusion"]
+"""Optimisations that change what a graph computes: this one takes a padding by zeros into a
+MaxPool, which pads with what is smaller than any number."""
+
 Provider: TypeAlias = str | tuple[str, dict[str, str]]
 
 

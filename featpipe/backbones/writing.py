@@ -28,6 +28,7 @@ from featpipe.types import Pixels
 GATE_BATCHES = (1, 8, 2, 33)
 _MANY = 8
 """Images that no working network finds all alike."""
+_NEXT_TO_ZERO = 1e-30
 _ALIKE = 1e-6
 """Difference of two vectors, relative to their largest number, that is rounding."""
 
@@ -99,6 +100,7 @@ def finish(model: onnx.ModelProto, card: BackboneCard) -> tuple[bytes, BackboneC
     # The count of bytes wraps around where there are too many.
     require_one_file(card.name, size if size >= 0 else 2**32 + size)
     _clean(model)
+    _keep_padding(model.graph)
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as exc:
@@ -111,6 +113,44 @@ def finish(model: onnx.ModelProto, card: BackboneCard) -> tuple[bytes, BackboneC
     entry.key = CARD_KEY
     entry.value = json.dumps(card.to_json(), ensure_ascii=False, sort_keys=False)
     return model.SerializeToString(deterministic=True), card
+
+
+def _keep_padding(graph: onnx.GraphProto) -> None:
+    """Keep ONNX Runtime from taking a padding by zeros into the MaxPool that follows it.
+
+    What a MaxPool pads with is smaller than any number: where all of a window is negative, its
+    largest value is no longer the zero (BiT's networks; cosine 0.99). A padding by the smallest
+    number that is not zero for a computer is left alone.
+    """
+    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+    zeros = {
+        i.name: i
+        for i in graph.initializer
+        if i.data_type == onnx.TensorProto.FLOAT and not onnx.numpy_helper.to_array(i).any()
+    }
+    replaced = set()
+    for node in graph.node:
+        if node.op_type != "Pad" or node.output[0] not in pooled or _mode(node) != "constant":
+            continue
+        value = node.input[2] if len(node.input) > 2 else ""
+        if value and value not in zeros:
+            continue
+        name = f"{node.output[0]}_next_to_zero"
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(np.array(_NEXT_TO_ZERO, dtype=np.float32), name)
+        )
+        replaced |= {value} - {""}
+        inputs = [*node.input[:2], name, *node.input[3:]]
+        del node.input[:]
+        node.input.extend(inputs)
+    used = {name for node in graph.node for name in node.input}
+    for name in replaced - used:
+        graph.initializer.remove(zeros[name])
+
+
+def _mode(node: onnx.NodeProto) -> str:
+    found = [a.s.decode() for a in node.attribute if a.name == "mode"]
+    return found[0] if found else "constant"
 
 
 def require_one_file(name: str, size: int) -> None:

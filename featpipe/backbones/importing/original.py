@@ -22,7 +22,7 @@ from featpipe.backbones._cores import usable_cores
 from featpipe.backbones.gate import photographs
 from featpipe.backbones.importing.options import Arrays, Part, Reads
 from featpipe.backbones.importing.reading import too_large
-from featpipe.backbones.onnx_session import CPU, take_exact_integers
+from featpipe.backbones.onnx_session import CPU, UNSOUND, take_exact_integers
 from featpipe.errors import BackboneError
 from featpipe.types import Pixels
 
@@ -208,7 +208,9 @@ def open_quietly(path: Path, data: bytes) -> Any:
     options.log_severity_level = _SILENT
     take_exact_integers(options)
     try:
-        return onnxruntime.InferenceSession(data, options, providers=[CPU])
+        return onnxruntime.InferenceSession(
+            data, options, providers=[CPU], disabled_optimizers=UNSOUND
+        )
     except Exception as exc:
         # Its exceptions share no base class.
         raise BackboneError(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 from vectors import demo_vectors
 
-from featpipe.neighbours import Rows, rows, search, single_threads, widen
+from featpipe.neighbours import Rows, search, single_threads, widen
+from featpipe.neighbours.rows import lengths
 
 
 def directions(X) -> np.ndarray:
@@ -54,7 +55,7 @@ def test_the_search_finds_what_float64_finds(
     Q = rng.integers(-levels, levels + 1, (q, dimension)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setattr(Rows, "step", lambda *_: step)
-        patch.setattr("featpipe.neighbours.searching._QUERIES", batch)
+        patch.setattr("featpipe.neighbours.searching.QUERIES", batch)
         patch.setattr("featpipe.neighbours.searching._PAIRS", 3 * dimension)
         patch.setattr("joblib.cpu_count", lambda: 2)
         distances, positions = search(Rows.measured(X), Q, k, pool if threads else None)
@@ -107,7 +108,8 @@ def test_some_of_the_rows_are_searched_without_a_copy() -> None:
     """Positions count among the chosen; the rows themselves stay where they are."""
     X = demo_vectors()[0]
     chosen = np.arange(0, len(X), 3)
-    found = search(Rows.measured(X).only(chosen), X[:5], 4)
+    rows = Rows.measured(X)
+    found = search(rows.only(chosen), rows.only(np.arange(5)), 4)
     expected = search(Rows.measured(X[chosen]), X[:5], 4)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -155,7 +157,7 @@ def test_a_row_that_is_not_finite_is_named(value, dtype, monkeypatch) -> None:
 def test_lengths_are_right_where_squares_are_not() -> None:
     """1e25 squared is no float32, nor is 1e-25; what is next to nothing has no direction."""
     X = np.array([[3e25, 4e25], [3e-25, 4e-25], [3e-35, 4e-35], [3, 4], [0, 0]], dtype=np.float32)
-    np.testing.assert_allclose(rows.lengths(X), [5e25, 5e-25, 0, 5, 0], rtol=1e-6)
+    np.testing.assert_allclose(lengths(X), [5e25, 5e-25, 0, 5, 0], rtol=1e-6)
     distances, positions = search(Rows.measured(X), np.array([[4, 3]]), 5)
     assert positions.tolist() == [[0, 1, 3, 2, 4]]
     np.testing.assert_allclose(distances, [[0.04, 0.04, 0.04, 1, 1]], atol=1e-6)

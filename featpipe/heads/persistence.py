@@ -55,6 +55,7 @@ _SLACK = 2**20
 """What a model may hold beside its arrays, unpacked."""
 
 TRUSTED = (
+    "featpipe.heads.neighbours.CosineNeighbours",
     "featpipe.heads.centroid.CosineCentroid",
     "featpipe.heads.discriminant.ShrunkDiscriminant",
 )

@@ -16,6 +16,8 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+QUERIES = 1024
+"""Queries that are answered at once."""
 _CELLS = 2**21
 """Numbers in a block of rows: 8 MiB as float32."""
 _STRIP = 2**17
@@ -129,6 +131,10 @@ class Rows:
     def step(self, per_row: int = 0) -> int:
         """Return how many rows a block may have, at ``per_row`` numbers beside each."""
         return max(1, min(_CELLS // max(1, self.dimension), 2 * _CELLS // max(1, per_row)))
+
+    def tasks(self, n_queries: int) -> int:
+        """Return in how many blocks they are searched: so many threads can help."""
+        return -(-len(self) // self.step(min(n_queries, QUERIES)))
 
     def blocks(self) -> Iterator[Floats]:
         """Yield all rows as float32, one block after the other; each ends the one before."""

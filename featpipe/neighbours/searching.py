@@ -17,14 +17,12 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.neighbours.rows import Rows, units
+from featpipe.neighbours.rows import QUERIES, Rows, units
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_QUERIES = 1024
-"""Queries at once."""
 _DOUBT = 2.0**-19
 """Cosines that are no further apart may be in any order: float32 has rounded them."""
 _NEAR = 2.0**-7
@@ -36,14 +34,16 @@ _SPARE = 128
 _PAIRS = 2**20
 
 
-def search(rows: Rows, queries: Array, k: int, pool: Executor | None = None) -> tuple[Floats, Ints]:
+def search(
+    rows: Rows, queries: Array | Rows, k: int, pool: Executor | None = None
+) -> tuple[Floats, Ints]:
     """Return the k nearest rows of every query by cosine distance, nearest first.
 
     Parameters
     ----------
     rows : Rows
         m of them.
-    queries : ndarray of float, (q, D)
+    queries : ndarray of float, (q, D), or Rows
         Finite, of any length; a vector without a direction is at distance 1 from all.
     k : int
         At least 1; all rows where there are no more.
@@ -61,9 +61,10 @@ def search(rows: Rows, queries: Array, k: int, pool: Executor | None = None) -> 
     k = min(k, len(rows))
     distances = np.empty((len(queries), k))
     positions = np.empty((len(queries), k), dtype=np.int64)
-    for start in range(0, len(queries) if k else 0, _QUERIES):
-        part = slice(start, start + _QUERIES)
-        distances[part], positions[part] = _batch(rows, np.asarray(queries[part]), k, pool)
+    for start in range(0, len(queries) if k else 0, QUERIES):
+        part = slice(start, start + QUERIES)
+        some = queries.take(part) if isinstance(queries, Rows) else queries[part]
+        distances[part], positions[part] = _batch(rows, some, k, pool)
     return distances, positions
 
 

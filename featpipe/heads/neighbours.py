@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from sklearn.preprocessing import Normalizer
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featpipe.heads.arrays import arrays_digest
 from featpipe.neighbours import Rows, search, single_threads
 
 Array = NDArray[Any]
@@ -59,6 +60,9 @@ class CosineNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
     array(['a'], dtype='<U1')
     """
 
+    kept_apart: ClassVar[tuple[str, ...]] = ("rows_", "norms_", "rows_digest_")
+    """What stands in no model file: the rows have one of their own, the rest follows from them."""
+
     def __init__(self, n_neighbors: int = 5) -> None:
         self.n_neighbors = n_neighbors
 
@@ -69,8 +73,15 @@ class CosineNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         check_classification_targets(y)
         self.rows_: Array = rows.astype(np.float32) if rows.dtype == np.float64 else rows
         self.norms_ = Rows.measured(self.rows_).norms
+        self.rows_digest_: str | None = None
         self.classes_, self.labels_ = np.unique(y, return_inverse=True)
         return self
+
+    def rows_digest(self) -> str:
+        """Return BLAKE2b-128 of dtype, shape and bytes of the rows; computed once."""
+        if self.rows_digest_ is None:
+            self.rows_digest_ = arrays_digest({"rows": self.rows_}, "")
+        return self.rows_digest_
 
     def predict_proba(self, X: ArrayLike) -> Floats:  # noqa: N803
         """Return the weighted shares of the k nearest rows, (n, K); rows sum to 1."""

@@ -5,7 +5,7 @@ Nothing here holds more than a block of rows as float32, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -67,8 +67,8 @@ class Rows:
     chosen: Ints | None = None
 
     @classmethod
-    def measured(cls, values: Array) -> Self:
-        """Measure the lengths of rows, a block at a time.
+    def measured(cls, values: Array, look: Callable[[Array], None] | None = None) -> Self:
+        """Measure the lengths of rows, a block at a time; ``look`` sees each as it is stored.
 
         Raises
         ------
@@ -77,14 +77,13 @@ class Rows:
         """
         norms = np.empty(len(values), dtype=np.float32)
         whole = cls(values, norms)
-        start = 0
-        for block in whole.blocks():
-            some = slice(start, start + len(block))
-            norms[some] = lengths(block)
+        for where, block in whole.blocks():
+            if look is not None:
+                look(values[where])
+            norms[where] = lengths(block)
             if values.dtype == np.float16:
-                # `widen` has made numbers of them.
-                norms[some][np.abs(block).max(axis=1, initial=0) > _LARGEST_HALF] = np.nan
-            start = some.stop
+                # `widen` has made numbers of infinity and NaN.
+                norms[where][np.abs(block).max(axis=1, initial=0) > _LARGEST_HALF] = np.nan
         bad = np.flatnonzero(~np.isfinite(norms))
         if len(bad):
             raise ValueError(f"Input X contains NaN or infinity, first in row {bad[0]}")
@@ -136,12 +135,13 @@ class Rows:
         """Return in how many blocks they are searched: so many threads can help."""
         return -(-len(self) // self.step(min(n_queries, QUERIES)))
 
-    def blocks(self) -> Iterator[Floats]:
-        """Yield all rows as float32, one block after the other; each ends the one before."""
+    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+        """Yield all rows as float32, and where they are; each block ends the one before."""
         step = self.step()
         buffer = self.buffer(min(step, len(self)))
         for start in range(0, len(self), step):
-            yield self.block(slice(start, start + step), buffer)
+            where = slice(start, min(start + step, len(self)))
+            yield where, self.block(where, buffer)
 
 
 def lengths(block: Array) -> Floats:

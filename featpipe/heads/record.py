@@ -101,7 +101,7 @@ def read_record(path: Path) -> Record:
             raise damaged(path, f"its field '{field}' is missing or amiss")
     if len(value["class_counts"]) != len(value["classes"]):
         raise damaged(path, "its field 'class_counts' is missing or amiss")
-    if "rows" in value and not _is_rows(value["rows"]):
+    if "rows" in value and (value["head"] != "knn" or not _is_rows(value["rows"])):
         raise damaged(path, "its field 'rows' is missing or amiss")
     model = value["model"]
     return Record(

@@ -1,12 +1,13 @@
 """Nearest neighbours at size: queries a second and peak memory, beside scikit-learn's.
 
-    python benchmarks/neighbours.py [--rows N] [--peer-rows N] [--json FILE]
+    python benchmarks/neighbours.py [--rows N] [--peer-rows N] [--tuned-rows N] [--json FILE]
 
 Vectors of 1280 numbers and rank 64 are made in blocks and lie as float16 in a memory map below a
 temporary folder (2.56 GB for a million, twice that while the head is saved), which is deleted
 at the end. The estimator and a whole head, saved and loaded again, answer batches of 1, 8 and 256.
 Then, on as many of the rows as it can hold, scikit-learn's ``KNeighborsClassifier`` answers the
-same, in turn with the estimator.
+same, in turn with the estimator; and on fewer, the head is tuned in both ways, five folds and ten
+values of k: one search a fold, and a fit for every value and fold.
 
 Peak memory is that of anonymous pages, looked at every 10 ms, above what the process had after its
 imports: pages of the map are the system's cache, which it takes back when it needs them. The high
@@ -23,9 +24,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,8 +41,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
 
-from featpipe.heads import Head, load_head
+from featpipe.heads import HEADS, Head, load_head
 from featpipe.heads.neighbours import CosineNeighbours
+from featpipe.model_selection import fit_tuned, make_folds
 from featpipe.neighbours import single_threads
 
 DIMENSION, RANK, CLASSES, K = 1280, 64, 100, 10
@@ -150,7 +153,7 @@ def beside_peer(folder: Path, rows: int, repetitions: int) -> dict[str, Any]:
     vectors, y, queries = made(folder / "some.npy", rows)
     own = CosineNeighbours(K).fit(vectors, y)
     with peak() as most:
-        peer = KNeighborsClassifier(K, weights="distance", metric="cosine", algorithm="brute")
+        peer = peers({"n_neighbors": K}, 0)
         peer.fit(vectors.astype(np.float32), y)
         peer.predict_proba(queries)
     result: dict[str, Any] = {"rows": rows, "peer_mib": most["mib"]}
@@ -167,6 +170,32 @@ def beside_peer(folder: Path, rows: int, repetitions: int) -> dict[str, Any]:
     return result
 
 
+def tuned(folder: Path, rows: int, repetitions: int) -> dict[str, Any]:
+    """Measure a tuned fit, and the same with scikit-learn's estimator, in turn."""
+    vectors, y, _ = made(folder / "few.npy", rows)
+    wide = vectors.astype(np.float32)
+    names = [f"{k:03d}" for k in range(CLASSES)]
+    folds = make_folds(y, np.arange(rows), 5, 0, names)
+    specs = {"own": HEADS["knn"], "peer": replace(HEADS["knn"], estimator=peers, solver=None)}
+    result: dict[str, Any] = {"rows": rows, "own": [], "peer": []}
+    tables = {}
+    for _ in range(repetitions):
+        for way, spec in specs.items():
+            started = time.perf_counter()
+            tables[way] = fit_tuned(spec, wide, y, folds).table
+            result[way].append(time.perf_counter() - started)
+    losses = [[entry["log_loss"] for entry in tables[way]] for way in specs]
+    result["largest_difference"] = float(np.abs(np.subtract(*losses)).max())
+    return result
+
+
+def peers(parameters: Mapping[str, Any], _: int) -> KNeighborsClassifier:
+    """Return scikit-learn's estimator."""
+    return KNeighborsClassifier(
+        parameters["n_neighbors"], weights="distance", metric="cosine", algorithm="brute"
+    )
+
+
 def product(rows: NDArray[np.float32], queries: NDArray[np.float32]) -> None:
     """Multiply rows and queries, a part of the rows a thread."""
     cores = joblib.cpu_count()
@@ -181,10 +210,11 @@ def ratio(times: dict[str, list[float]], way: str) -> float:
 
 
 def main() -> None:
-    """Measure, and print two Markdown tables."""
+    """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--peer-rows", type=int, default=50_000)
+    parser.add_argument("--tuned-rows", type=int, default=5_000)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -192,6 +222,16 @@ def main() -> None:
         large = at_size(Path(name), options.rows, options.repetitions)
     with tempfile.TemporaryDirectory() as name:
         beside = beside_peer(Path(name), options.peer_rows, options.repetitions)
+        fits = tuned(Path(name), options.tuned_rows, options.repetitions)
+    show(large, beside, fits)
+    if options.json:
+        machine = {"cores": joblib.cpu_count(), "load": os.getloadavg()[0]}
+        found = {"at_size": large, "beside": beside, "tuned": fits, "machine": machine}
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def show(large: dict[str, Any], beside: dict[str, Any], fits: dict[str, Any]) -> None:
+    """Print Markdown tables."""
     print("| batch | rows | s | queries/s | peak MiB |\n|---|---|---|---|---|")
     for batch in BATCHES:
         found = large[f"batch_{batch}"]
@@ -218,10 +258,11 @@ def main() -> None:
         f"\nscikit-learn {beside['peer_mib']} MiB; largest difference of a probability "
         f"{beside['largest_difference']:.0e}"
     )
-    if options.json:
-        machine = {"cores": joblib.cpu_count(), "load": os.getloadavg()[0]}
-        found = {"at_size": large, "beside_scikit_learn": beside, "machine": machine}
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(
+        f"\ntuned on {fits['rows']:,} rows: {median(fits['own']):.2f} s, with scikit-learn's "
+        f"estimator {median(fits['peer']):.2f} s ({ratio(fits, 'peer'):.1f} x), largest "
+        f"difference of a log loss {fits['largest_difference']:.0e}"
+    )
 
 
 if __name__ == "__main__":

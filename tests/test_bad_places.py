@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -246,7 +247,7 @@ def test_head_of_a_newer_format(run_cli: Run, place: Path) -> None:
     edit("heads/mine/head.json", lambda value: value.update(format=99))
     message = (
         "Error: heads/mine has format 99, written by a newer featpipe; this one (0.1.0) reads up "
-        "to 1: upgrade featpipe\n"
+        "to 2: upgrade featpipe\n"
     )
     assert run_cli("evaluate", "heads/mine", "store") == Result(7, "", message)
     assert run_cli("score", "photos", "--head", "heads/mine") == Result(7, "", message)
@@ -364,8 +365,9 @@ def test_fit_at_a_file_size_limit(run_cli: Run, place: Path) -> None:
     before = run_cli("evaluate", "heads/mine", "store", "--json")
     result = finish(start(*command, preexec_fn=limited(512)))
     assert result.code == 8
-    assert result.err.splitlines()[-1] == (
-        f"Error: cannot write heads/mine/head.json.next: {FILE_LIMIT}"
+    # The rows are written first, under a name that says what is in them.
+    assert re.sub("rows-[0-9a-f]{32}", "rows", result.err.splitlines()[-1]) == (
+        f"Error: cannot write heads/mine/rows.npy: {FILE_LIMIT}"
     )
     assert run_cli("evaluate", "heads/mine", "store", "--json") == before
     assert run_cli(*command).code == 0

@@ -30,6 +30,7 @@ from featpipe.errors import HeadError, WriteError
 from featpipe.heads import HEADS, Head, load_head, newest_head, persistence, save_head
 from featpipe.heads.arrays import arrays_digest, arrays_of, arrays_table
 from featpipe.heads.persistence import data_digest
+from featpipe.heads.record import CHECKS
 from featpipe.training import fit
 
 AGAIN = "fit the head again"
@@ -107,7 +108,7 @@ def test_the_folder_holds_two_files_and_plain_json(saved: Path) -> None:
     assert load_head(saved).report == {"n": 1}
 
 
-FIELDS = ["kind", "format", *persistence._CHECKS]
+FIELDS = ["kind", "format", *CHECKS]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -179,10 +180,10 @@ def test_a_temperature_that_is_no_number_is_refused(saved: Path, text: str) -> N
 
 def test_a_newer_format_asks_for_a_newer_featpipe(saved: Path) -> None:
     """Nothing of a format that is not known yet is guessed at."""
-    edit(saved, lambda record: record.update(format=2))
+    edit(saved, lambda record: record.update(format=3))
     assert refused(saved) == (
-        f"{saved} has format 2, written by a newer featpipe; this one ({__version__}) reads up to "
-        "1: upgrade featpipe"
+        f"{saved} has format 3, written by a newer featpipe; this one ({__version__}) reads up to "
+        "2: upgrade featpipe"
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
 
 from featpipe.errors import HeadError
 from featpipe.heads import HEADS, Head, load_head
@@ -16,12 +18,15 @@ D = 8
 
 
 def head(kind: str, n_classes: int = 3) -> Head:
-    """Return a head fitted on a few made-up vectors."""
+    """Return a head fitted on a few made-up vectors; "old knn" is one of a former featpipe."""
     rng = np.random.default_rng(0)
     y = np.arange(60) % n_classes
     X = rng.normal(size=(60, D)).astype(np.float32)
     X[:, 0] += 3 * y
+    kind, old = kind.removeprefix("old "), kind.startswith("old ")
     spec = HEADS[kind]
+    if old:
+        spec = replace(spec, estimator=scikit_learns)
     return Head(
         name=kind,
         classes=tuple("abcdefghij"[:n_classes]),
@@ -30,6 +35,13 @@ def head(kind: str, n_classes: int = 3) -> Head:
         backbone={"name": "tiny", "fingerprint": "f" * 32, "dimension": D},
         parameters=dict(spec.default),
         class_counts=tuple(int(n) for n in np.bincount(y)),
+    )
+
+
+def scikit_learns(parameters: Mapping[str, Any], _: int) -> KNeighborsClassifier:
+    """Return what a head of neighbours was before featpipe had an estimator of its own."""
+    return KNeighborsClassifier(
+        parameters["n_neighbors"], weights="distance", metric="cosine", algorithm="brute"
     )
 
 
@@ -42,6 +54,7 @@ def wrong(kind: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda array: array.astype(kind)
 
 
+ALIEN = "its array head.{} names classes that there are not"
 SHORT = "has the shape {}, which does not fit the others"
 FORGED: list[tuple[str, str, str, Any, str]] = [
     ("logreg", "head", "coef_", lambda a: a[:2], "its array head.coef_ " + SHORT.format("(2, 8)")),
@@ -96,11 +109,15 @@ FORGED: list[tuple[str, str, str, Any, str]] = [
     ("svm-rbf", "head", "_sparse", True, "its setting head._sparse is not False"),
     ("svm-rbf", "head", "_gamma", float("nan"), "its kernel's width is not that of head.json"),
     ("svm-rbf", "head", "_gamma", 7.0, "its kernel's width is not that of head.json"),
-    ("knn", "head", "_y", lambda a: a + 1, "its array head._y names classes that there are not"),
-    ("knn", "head", "_y", lambda a: a - 1, "its array head._y names classes that there are not"),
-    ("knn", "head", "_y", cut, "its array head._y " + SHORT.format("(1,)")),
-    ("knn", "head", "_fit_X", cut, "its array head._fit_X " + SHORT.format("(60, 1)")),
-    ("knn", "head", "metric", "euclidean", "its setting head.metric is not 'cosine'"),
+    ("knn", "head", "labels_", lambda a: a + 1, ALIEN.format("labels_")),
+    ("knn", "head", "labels_", lambda a: a - 1, ALIEN.format("labels_")),
+    ("knn", "head", "labels_", cut, "its array head.labels_ " + SHORT.format("(1,)")),
+    ("knn", "head", "rows_", cut, "its array head.rows_ " + SHORT.format("(60, 1)")),
+    ("old knn", "head", "_y", lambda a: a + 1, ALIEN.format("_y")),
+    ("old knn", "head", "_y", lambda a: a - 1, ALIEN.format("_y")),
+    ("old knn", "head", "_y", cut, "its array head._y " + SHORT.format("(1,)")),
+    ("old knn", "head", "_fit_X", cut, "its array head._fit_X " + SHORT.format("(60, 1)")),
+    ("old knn", "head", "metric", "euclidean", "its setting head.metric is not 'cosine'"),
     (
         "knn",
         "head",
@@ -138,7 +155,7 @@ def test_a_forged_estimator_never_predicts(
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 10])
-@pytest.mark.parametrize("kind", list(HEADS))
+@pytest.mark.parametrize("kind", [*HEADS, "old knn"])
 def test_an_honest_head_is_sound(tmp_path: Path, kind: str, n_classes: int) -> None:
     """Every head of every size is loaded again, and predicts as it did, bit for bit."""
     honest = head(kind, n_classes)
@@ -156,7 +173,7 @@ def test_heads_that_ask_other_numbers_of_neighbours_have_other_digests() -> None
         ten.classes,
         HEADS["knn"]
         .pipeline({"n_neighbors": 1}, 0)
-        .fit(ten.pipeline[-1]._fit_X, ten.pipeline[-1]._y),
+        .fit(ten.pipeline[-1].rows_, ten.pipeline[-1].labels_),
         ten.temperature,
         ten.backbone,
         {"n_neighbors": 1},

@@ -10,13 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
+_BLOCK = 2**24
+
 
 def arrays_of(pipeline: Pipeline) -> dict[str, NDArray[Any]]:
-    """Return every array of the steps by ``step.attribute``, sorted."""
+    """Return every array of the steps by ``step.attribute``, sorted.
+
+    Without those that the step's class keeps apart: they have a file of their own.
+    """
     found = {
         f"{name}.{attribute}": array
         for name, step in pipeline.steps
         for attribute, array in _arrays(vars(step))
+        # The class is asked, not the object, whose attributes a forger may have written.
+        if attribute not in getattr(type(step), "kept_apart", ())
     }
     return dict(sorted(found.items()))
 
@@ -45,6 +52,22 @@ def arrays_digest(arrays: Mapping[str, NDArray[Any]], identity: str) -> str:
     """Return BLAKE2b-128 of ``identity`` and of name, dtype, shape and bytes of every array."""
     digest = hashlib.blake2b(identity.encode("utf-8", "backslashreplace"), digest_size=16)
     for name, array in arrays.items():
-        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(title(name, array))
+        for block in blocks(array):
+            digest.update(block.tobytes())
     return digest.hexdigest()
+
+
+def title(name: str, array: NDArray[Any]) -> bytes:
+    """Return what a digest takes in of an array before its numbers."""
+    return f"\n{name} {array.dtype.str} {array.shape}\n".encode()
+
+
+def blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield an array in pieces of some megabytes, in order."""
+    if array.ndim == 0 or not array.size:
+        yield array
+        return
+    step = max(1, _BLOCK * len(array) // array.nbytes)
+    for start in range(0, len(array), step):
+        yield array[start : start + step]

@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 from featpipe.calibration import to_probabilities
 from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_digest, arrays_of
+from featpipe.heads.neighbours import CosineNeighbours
 from featpipe.heads.registry import class_scores
 
 _ROWS_AT_ONCE = 8192
@@ -90,6 +91,8 @@ class Head:
             f"{self.name}\n{parameters!r}\n{self.temperature!r}\n{self.fingerprint}\n"
             f"{self.classes!r}"
         )
+        if isinstance(self.pipeline[-1], CosineNeighbours):
+            identity += f"\n{self.pipeline[-1].rows_digest()}"
         return arrays_digest(arrays_of(self.pipeline), identity)
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803

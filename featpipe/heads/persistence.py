@@ -1,8 +1,9 @@
 """A head's folder: ``head.json`` says what it is, ``model.skops`` holds the estimator.
 
-No pickle is read or written. What is loaded is checked against ``head.json`` before it is
-used: bytes, size, types (a fixed list), names, dtypes and shapes of all arrays, finiteness,
-and a digest of their contents. skops checks types, not content.
+The rows of nearest neighbours have a third file, see `featpipe.heads.rowfile`. No pickle is
+read or written. What is loaded is checked against ``head.json`` before it is used: bytes,
+size, types (a fixed list), names, dtypes and shapes of all arrays, finiteness, and a digest
+of their contents. skops checks types, not content.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ import hashlib
 import io
 import math
 import os
-import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +23,11 @@ from typing import Any
 
 import numpy as np
 import skops.io
+from numpy.typing import NDArray
 from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer
 
 from featpipe import __version__
 from featpipe._files import (
@@ -34,19 +36,26 @@ from featpipe._files import (
     lock,
     make_folder,
     printable,
-    read_json,
     write_error,
     write_json,
 )
 from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_of, arrays_table
 from featpipe.heads.head import Head
+from featpipe.heads.record import FORMAT, KIND, Record, RowsEntry, damaged, read_record
 from featpipe.heads.registry import HEADS
+from featpipe.heads.rowfile import (
+    attach_rows,
+    is_rows_file,
+    map_rows,
+    remove_other_rows,
+    rows_path,
+    without_rows,
+    write_rows,
+)
 from featpipe.heads.soundness import find_flaw
 from featpipe.types import Key
 
-FORMAT = 1
-KIND = "featpipe.head"
 RECORD, MODEL, STAGED = "head.json", "model.skops", "head.json.next"
 LOCK, _LOCK_SECONDS = ".lock", 30.0
 MAX_BYTES = 2**31
@@ -57,6 +66,7 @@ _SLACK = 2**20
 TRUSTED = (
     "featpipe.heads.centroid.CosineCentroid",
     "featpipe.heads.discriminant.ShrunkDiscriminant",
+    "featpipe.heads.neighbours.CosineNeighbours",
 )
 """The only types that are loaded beside those that skops itself trusts."""
 
@@ -64,8 +74,10 @@ TRUSTED = (
 def save_head(head: Head, path: str | os.PathLike[str]) -> Path:
     """Write a head into a folder, replacing a head that is there.
 
-    The order makes it safe to die anywhere: the new record is staged, the model replaced, the
-    record put in place; a reader that meets a new model and an old record takes the staged one.
+    The order makes it safe to die anywhere: the rows, where there are any, get a file that is
+    named after its contents; the new record is staged, the model replaced, the record put in
+    place; the rows of the former head go last. A reader that meets a new model and an old
+    record takes the staged one.
 
     Raises
     ------
@@ -79,20 +91,22 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     make_folder(folder)
     _refuse_strangers(folder)
-    model = skops.io.dumps(head.pipeline, compression=zipfile.ZIP_DEFLATED)
+    model = skops.io.dumps(without_rows(head.pipeline), compression=zipfile.ZIP_DEFLATED)
     what = f"the head {path}"
     with lock(folder / LOCK, what=what, timeout=_LOCK_SECONDS, remove=True):
-        write_json(folder / STAGED, _record(head, model))
+        rows = write_rows(folder, head.pipeline)
+        write_json(folder / STAGED, _record(head, model, rows))
         with atomic_file(folder / MODEL) as file:
             file.write(model)
         os.replace(folder / STAGED, folder / RECORD)
+        remove_other_rows(folder, rows)
     return folder
 
 
 def _refuse_strangers(folder: Path) -> None:
     ours = {RECORD, MODEL, STAGED, LOCK}
     strangers = [p.name for p in folder.iterdir() if p.name not in ours]
-    strangers = [name for name in strangers if not name.endswith(".tmp")]
+    strangers = [name for name in strangers if not name.endswith(".tmp") and not is_rows_file(name)]
     if strangers and not (folder / RECORD).exists():
         raise HeadError(
             f"{printable(str(folder))} holds other things (such as {printable(strangers[0])}) and "
@@ -100,10 +114,10 @@ def _refuse_strangers(folder: Path) -> None:
         )
 
 
-def _record(head: Head, model: bytes) -> dict[str, Any]:
+def _record(head: Head, model: bytes, rows: RowsEntry | None) -> dict[str, Any]:
     return {
         "kind": KIND,
-        "format": FORMAT,
+        "format": 1 if rows is None else FORMAT,
         "head": head.name,
         "classes": list(head.classes),
         "class_counts": list(head.class_counts),
@@ -116,6 +130,7 @@ def _record(head: Head, model: bytes) -> dict[str, Any]:
             "contents": head.digest,
             "arrays": arrays_table(arrays_of(head.pipeline)),
         },
+        **({} if rows is None else {"rows": rows.to_json()}),
         "report": dict(head.report),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
@@ -140,8 +155,12 @@ def load_head(path: str | os.PathLike[str]) -> Head:
             f"{printable(str(folder))} is not a head of featpipe: it has no {RECORD}; "
             "make one with: featpipe fit"
         )
-    record, model = _matching(folder)
+    record, model, mapped = _whole(folder)
     pipeline = _unpack(folder / MODEL, model, record)
+    _check_steps(folder, pipeline, record)
+    if record.rows is not None and mapped is not None:
+        attach_rows(folder, pipeline[-1], mapped, record.rows)
+    _check_pipeline(folder / MODEL, pipeline, record)
     head = Head(
         name=record.head,
         classes=record.classes,
@@ -153,7 +172,7 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         report=record.report,
     )
     if head.digest != record.contents:
-        raise _damaged(folder / MODEL, "its contents are not those that were written")
+        raise damaged(folder / MODEL, "its contents are not those that were written")
     return head
 
 
@@ -174,24 +193,20 @@ def newest_head(folder: str | os.PathLike[str] = "heads") -> Path:
     return max(found)[1]
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """``head.json``, every field checked."""
-
-    head: str
-    classes: tuple[str, ...]
-    class_counts: tuple[int, ...]
-    parameters: Mapping[str, Any]
-    temperature: float
-    backbone: Mapping[str, Any]
-    n_bytes: int
-    digest: str
-    contents: str
-    arrays: Mapping[str, Mapping[str, Any]]
-    report: Mapping[str, Any]
+def _whole(folder: Path) -> tuple[Record, bytes, NDArray[Any] | None]:
+    """Return record, model and rows of one head, though another may be saved over it."""
+    for _ in range(_READINGS):
+        record, model = _matching(folder)
+        if record.rows is None:
+            return record, model, None
+        try:
+            return record, model, map_rows(folder, record.rows)
+        except FileNotFoundError:
+            missing = damaged(rows_path(folder, record.rows), "the file is missing")
+    raise missing
 
 
-def _matching(folder: Path) -> tuple[_Record, bytes]:
+def _matching(folder: Path) -> tuple[Record, bytes]:
     """Return the record that belongs to the model, and the model's bytes."""
     # Another process may be saving right now: what changes between two readings is read again.
     for _ in range(_READINGS):
@@ -201,117 +216,23 @@ def _matching(folder: Path) -> tuple[_Record, bytes]:
             record = _record_if_there(folder / name)
             if record is not None and (record.digest, record.n_bytes) == (digest, len(model)):
                 return record, model
-    raise _damaged(folder / MODEL, f"it is not the file that {RECORD} describes")
+    raise damaged(folder / MODEL, f"it is not the file that {RECORD} describes")
 
 
-def _record_if_there(path: Path) -> _Record | None:
-    return _read_record(path) if path.exists() else None
+def _record_if_there(path: Path) -> Record | None:
+    return read_record(path) if path.exists() else None
 
 
 def _read_model(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise _damaged(path, "it is larger than any head")
+            raise damaged(path, "it is larger than any head")
         return path.read_bytes()
     except OSError as exc:
         raise HeadError(f"cannot read {printable(str(path))}: {exc.strerror or exc}") from exc
 
 
-def _read_record(path: Path) -> _Record:
-    value = read_json(path, HeadError)
-    if value.get("kind") != KIND:
-        raise _damaged(path, "its field 'kind' is missing or amiss")
-    found: Any = value.get("format")
-    if not _is_count(found):
-        raise _damaged(path, "its field 'format' is missing or amiss")
-    if found > FORMAT:
-        raise HeadError(
-            f"{printable(str(path.parent))} has format {found}, written by a newer featpipe; this "
-            f"one ({__version__}) reads up to {FORMAT}: upgrade featpipe"
-        )
-    for field, check in _CHECKS.items():
-        inner: Any = value
-        for name in field.split("."):
-            inner = inner.get(name) if isinstance(inner, dict) else None
-        if not check(inner):
-            raise _damaged(path, f"its field '{field}' is missing or amiss")
-    if len(value["class_counts"]) != len(value["classes"]):
-        raise _damaged(path, "its field 'class_counts' is missing or amiss")
-    model = value["model"]
-    return _Record(
-        head=value["head"],
-        classes=tuple(value["classes"]),
-        class_counts=tuple(value["class_counts"]),
-        parameters=value["parameters"],
-        temperature=float(value["temperature"]),
-        backbone=value["backbone"],
-        n_bytes=model["bytes"],
-        digest=model["digest"],
-        contents=model["contents"],
-        arrays=model["arrays"],
-        report=value["report"],
-    )
-
-
-def _is_positive(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        # Not `isfinite`, which a whole number of four hundred digits overflows.
-        and 0 < value <= sys.float_info.max
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and _is_positive(value)
-
-
-def _are_classes(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) >= 2
-        and all(isinstance(name, str) for name in value)
-        and len(set(value)) == len(value)
-    )
-
-
-def _is_report(value: Any) -> bool:
-    """Check what `evaluate` reads of it; the rest is for people."""
-    if not isinstance(value, dict) or not isinstance(value.get("target"), str | None):
-        return False
-    data = value.get("data", {})
-    keys = data.get("keys", []) if isinstance(data, dict) else None
-    return isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("dtype"), str)
-        and isinstance(entry.get("shape"), list)
-        and all(isinstance(n, int) and n >= 0 for n in entry["shape"])
-        for entry in value.values()
-    )
-
-
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "head": lambda v: isinstance(v, str) and v in HEADS,
-    "classes": _are_classes,
-    "class_counts": lambda v: isinstance(v, list) and all(_is_count(n) for n in v),
-    "parameters": lambda v: isinstance(v, dict),
-    "temperature": _is_positive,
-    "backbone.name": lambda v: isinstance(v, str),
-    "backbone.fingerprint": lambda v: isinstance(v, str),
-    "backbone.dimension": _is_count,
-    "model.bytes": _is_count,
-    "model.digest": lambda v: isinstance(v, str),
-    "model.contents": lambda v: isinstance(v, str),
-    "model.arrays": _is_table,
-    "report": _is_report,
-}
-
-
-def _unpack(path: Path, model: bytes, record: _Record) -> Pipeline:
+def _unpack(path: Path, model: bytes, record: Record) -> Pipeline:
     """Load the pipeline, after everything that can be checked before loading has been."""
     expected = sum(_n_bytes(path, entry) for entry in record.arrays.values())
     try:
@@ -327,14 +248,13 @@ def _unpack(path: Path, model: bytes, record: _Record) -> Pipeline:
         raise
     # A hostile archive may fail in any way on its road through zipfile, json and skops.
     except Exception as exc:
-        raise _damaged(path, f"it cannot be read: {type(exc).__name__}") from exc
-    _check_pipeline(path, pipeline, record)
+        raise damaged(path, f"it cannot be read: {type(exc).__name__}") from exc
     return pipeline
 
 
 def _refuse_swollen(path: Path, unpacked: int, allowed: int) -> None:
     if unpacked > allowed:
-        raise _damaged(path, "it unpacks to more than its arrays need")
+        raise damaged(path, "it unpacks to more than its arrays need")
 
 
 def _refuse_foreign(path: Path, types: set[str]) -> None:
@@ -351,42 +271,46 @@ def _n_bytes(path: Path, entry: Mapping[str, Any]) -> int:
     except (TypeError, ValueError, SyntaxError):
         dtype = np.dtype(object)
     if dtype.hasobject:
-        raise _damaged(path, f"its table of arrays has the dtype {printable(entry['dtype'])}")
+        raise damaged(path, f"its table of arrays has the dtype {printable(entry['dtype'])}")
     rows: list[int] = entry["shape"]
     return math.prod(rows) * int(dtype.itemsize)
 
 
-def _check_pipeline(path: Path, pipeline: Any, record: _Record) -> None:
-    """Compare types, arrays and sizes with the record, before anything is computed."""
+def _check_steps(folder: Path, pipeline: Any, record: Record) -> None:
+    """Compare the types of the steps with those of a head of this kind."""
     fresh = HEADS[record.head].pipeline(HEADS[record.head].default, 0)
     kinds = [type(step) for _, step in fresh.steps]
+    if record.head == "knn" and record.rows is None:
+        # Fitted before featpipe had an estimator of its own.
+        kinds = [Normalizer, KNeighborsClassifier]
     if not isinstance(pipeline, Pipeline) or [type(s) for _, s in pipeline.steps] != kinds:
-        raise _damaged(path, f"it is not the pipeline of a head of kind {record.head}")
+        raise damaged(folder / MODEL, f"it is not the pipeline of a head of kind {record.head}")
+
+
+def _check_pipeline(path: Path, pipeline: Pipeline, record: Record) -> None:
+    """Compare arrays and sizes with the record, before anything is computed."""
     arrays = arrays_of(pipeline)
     if arrays_table(arrays) != record.arrays:
-        raise _damaged(path, "its arrays are not those that head.json lists")
+        raise damaged(path, "its arrays are not those that head.json lists")
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise _damaged(path, f"its array {printable(name)} holds NaN or infinity")
+            raise damaged(path, f"its array {printable(name)} holds NaN or infinity")
     estimator = pipeline[-1]
     if list(getattr(estimator, "classes_", ())) != list(range(len(record.classes))):
-        raise _damaged(path, "its classes are not those of head.json")
+        raise damaged(path, "its classes are not those of head.json")
     if getattr(estimator, "n_features_in_", None) != record.backbone["dimension"]:
-        raise _damaged(path, "it reads vectors of another length than its backbone gives")
+        raise damaged(path, "it reads vectors of another length than its backbone gives")
+    apart = getattr(type(estimator), "kept_apart", ())
     flaw = find_flaw(
         pipeline,
-        arrays,
+        {**arrays, **{f"head.{name}": getattr(estimator, name) for name in apart}},
         head=record.head,
         parameters=record.parameters,
         n_classes=len(record.classes),
         dimension=record.backbone["dimension"],
     )
     if flaw:
-        raise _damaged(path, flaw)
-
-
-def _damaged(path: Path, why: str) -> HeadError:
-    return HeadError(f"{printable(str(path))} is damaged ({why}): fit the head again")
+        raise damaged(path, flaw)
 
 
 def data_digest(keys: list[bytes], labels: list[str]) -> str:

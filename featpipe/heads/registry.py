@@ -26,6 +26,7 @@ from featpipe.errors import HeadError
 from featpipe.heads.centroid import CosineCentroid
 from featpipe.heads.discriminant import ShrunkDiscriminant
 from featpipe.heads.linear import HINGE, LOGISTIC, RIDGE, Solver
+from featpipe.heads.neighbours import NEIGHBOURS, CosineNeighbours, vote_scores
 
 Parameters = Mapping[str, Any]
 _CELLS = 2**25
@@ -89,11 +90,9 @@ def class_scores(pipeline: Pipeline, X: NDArray[Any]) -> NDArray[np.float64]:  #
     Neighbours have no margin: their score is the logarithm of the (smoothed) share of votes.
     """
     estimator = pipeline[-1]
-    if isinstance(estimator, KNeighborsClassifier):
-        shares = pipeline.predict_proba(X)
-        # Laplace's rule: a class without a neighbour is unlikely, not impossible.
-        votes = shares * estimator.n_neighbors + 1.0 / shares.shape[1]
-        return np.asarray(np.log(votes / votes.sum(axis=1, keepdims=True)))
+    # Heads that were fitted before there was an estimator of our own have scikit-learn's.
+    if isinstance(estimator, CosineNeighbours | KNeighborsClassifier):
+        return vote_scores(pipeline.predict_proba(X), estimator.n_neighbors)
     # A kernel machine makes a column for every pair of classes first: a few rows at a time.
     n_classes = len(estimator.classes_)
     step = max(1, _CELLS // n_classes**2) if isinstance(estimator, SVC) else max(len(X), 1)
@@ -144,11 +143,10 @@ _SPECS = (
         "knn",
         "nearest neighbours by cosine",
         Normalizer,
-        lambda p, _: KNeighborsClassifier(
-            p["n_neighbors"], weights="distance", metric="cosine", algorithm="brute"
-        ),
+        lambda p, _: CosineNeighbours(p["n_neighbors"]),
         _grid("n_neighbors", [100, 50, 30, 20, 15, 10, 7, 5, 3, 1]),
         {"n_neighbors": 10},
+        NEIGHBOURS,
     ),
     HeadSpec(
         "ridge",

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 
 _MISSING = object()
+_OLD_KNN = "knn, fitted by scikit-learn"
 
 _STANDARD = {"scale.mean_": ("D", "f"), "scale.scale_": ("D", "f")}
 _LINEAR = {"head.coef_": ("RD", "f"), "head.intercept_": ("R", "f")}
@@ -31,7 +33,8 @@ _ARRAYS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "head._dual_coef_": ("MN", "f"),
         "head._intercept_": ("P", "f"),
     },
-    "knn": {"head._fit_X": ("ND", "f"), "head._y": ("N", "i")},
+    "knn": {"head.rows_": ("ND", "f"), "head.norms_": ("N", "f"), "head.labels_": ("N", "i")},
+    _OLD_KNN: {"head._fit_X": ("ND", "f"), "head._y": ("N", "i")},
     # The rows of two classes are one, and ridge then has no axis for them.
     "ridge": {"head.coef_": ("rD", "f"), "head.intercept_": ("R", "f")},
     "lda": {**_STANDARD, **_LINEAR},
@@ -53,7 +56,7 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
         # libsvm would copy tables of any claimed length.
         "head._effective_probability": False,
     },
-    "knn": {
+    _OLD_KNN: {
         "head.metric": "cosine",
         "head.effective_metric_": "cosine",
         "head.effective_metric_params_": {},
@@ -85,7 +88,8 @@ def find_flaw(
     pipeline : Pipeline
         Of the right types; nothing else is taken for granted.
     arrays : mapping
-        Its arrays by ``step.attribute``, as `featpipe.heads.arrays.arrays_of` gives them.
+        Its arrays by ``step.attribute``, as `featpipe.heads.arrays.arrays_of` gives them, with
+        those that have a file of their own.
     head : str
         Kind of head.
     parameters : mapping
@@ -100,6 +104,8 @@ def find_flaw(
         "P": n_classes * (n_classes - 1) // 2,
         "R": 1 if n_classes == 2 else n_classes,
     }
+    if isinstance(pipeline[-1], KNeighborsClassifier):
+        head = _OLD_KNN
     for name, (shape, kind) in _ARRAYS[head].items():
         flaw = _array_flaw(name, arrays.get(name), shape, kind, sizes)
         if flaw:
@@ -147,10 +153,11 @@ def _value_flaw(
 ) -> str | None:
     if "scale.scale_" in arrays and not (arrays["scale.scale_"] > 0).all():
         return "its array scale.scale_ holds what is not positive"
-    if "head._y" in arrays:
-        y = arrays["head._y"]
+    name = "head.labels_" if "head.labels_" in arrays else "head._y"
+    if name in arrays:
+        y = arrays[name]
         if len(y) and not 0 <= y.min() <= y.max() < n_classes:
-            return "its array head._y names classes that there are not"
+            return f"its array {name} names classes that there are not"
         return _neighbours_flaw(estimator.n_neighbors, parameters.get("n_neighbors"), len(y))
     if "head._n_support" in arrays:
         counts = arrays["head._n_support"].astype(np.int64)

@@ -28,6 +28,11 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["heads_at_size.py"],
         ["--size", "500 x 2048 x 10", "--repetitions", "1"],
     ),
+    "neighbours": (
+        "Nearest neighbours",
+        ["neighbours.py"],
+        ["--rows", "20000", "--repetitions", "1"],
+    ),
     "rerun": (
         "A re-run over unchanged files",
         ["rerun.py", "--files", "100000"],

@@ -16,6 +16,7 @@ from featpipe._memory import available_memory
 from featpipe.errors import LabelError
 from featpipe.heads import Head, HeadSpec, head_spec
 from featpipe.heads.persistence import data_digest, short_key
+from featpipe.labelled import Labelled, LabelledRows, labelled, labelled_rows
 from featpipe.metrics import Metrics, compute_metrics, metrics_of_blocks
 from featpipe.model_selection import (
     Fitted,
@@ -29,37 +30,10 @@ from featpipe.model_selection import (
 )
 from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
 from featpipe.types import Progress, ProgressCallback
-from featpipe.vectors import StoredVectors, finite_vectors
+from featpipe.vectors import StoredVectors
 
 Ints = NDArray[np.int64]
 _log = logging.getLogger("featpipe.training")
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """Labels of rows of a store.
-
-    Attributes
-    ----------
-    y : ndarray of int, (n,)
-        Positions in ``classes``.
-    classes : tuple of str
-    units : ndarray of int, (n,)
-        What must not stand on both sides of a cut; see `featpipe.model_selection.units_of`.
-    keys : list of bytes
-    """
-
-    y: Ints
-    classes: tuple[str, ...]
-    units: Ints
-    keys: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledRows(Labelled):
-    """The same with the vectors, (n, D) float32."""
-
-    X: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,48 +345,6 @@ class _Training:
     def _tell_pass(self, done: int, note: str) -> None:
         if self._progress is not None:
             self._progress(Progress(done, None, stage="passes", note=note))
-
-
-def labelled_rows(store: EmbeddingStore, rows: Ints, target: str | None = None) -> LabelledRows:
-    """Return rows of a store as float32 vectors and classes 0 … K-1.
-
-    Raises
-    ------
-    LabelError
-        When they hold one class only.
-    StoreError
-        When a vector holds NaN or infinity.
-    """
-    found = labelled(store, rows, target)
-    return LabelledRows(
-        found.y, found.classes, found.units, found.keys, X=finite_vectors(store, rows)
-    )
-
-
-def labelled(store: EmbeddingStore, rows: Ints, target: str | None = None) -> Labelled:
-    """Return the labels of rows as classes 0 … K-1; no vector is read.
-
-    Raises
-    ------
-    LabelError
-        When they hold one class only.
-    """
-    names = [str(label) for label in store.labels(target)[rows]]
-    classes = tuple(sorted(set(names)))
-    if len(classes) < 2:
-        raise LabelError(
-            f"all labelled images of {printable(str(store.path))} to learn on have the label "
-            f"{printable(classes[0])}: a classifier needs two classes at least"
-        )
-    position = {name: k for k, name in enumerate(classes)}
-    groups = store.groups
-    keys = [store.keys[i] for i in rows]
-    return Labelled(
-        y=np.array([position[name] for name in names], dtype=np.int64),
-        classes=classes,
-        units=units_of(keys, None if groups is None else groups[rows]),
-        keys=keys,
-    )
 
 
 def measure(

@@ -6,8 +6,9 @@ Makes stores of float16 vectors below a temporary folder, which is deleted in th
 vectors of 1,280 numbers are 5.1 GB). Then, every fit being a process of its own:
 
 both  the first rows (--first) in memory and in passes: accuracy on the same 20,000 test rows
-all   all rows, in a process whose address space is limited (RLIMIT_AS, --limit in GB; memory
-      maps count): seconds a pass, passes, accuracy
+all   all rows, in a process whose data are limited (RLIMIT_DATA, --limit in GB: all that it may
+      write to, which libraries reserve more of than they use; files that are mapped to be read do
+      not count): seconds a pass, passes, accuracy
 
 Peak memory is the highest RssAnon, read fifty times a second; files that are mapped are not in it.
 """
@@ -117,7 +118,7 @@ class Peak(threading.Thread):
 def child(store: Path, head: str, stream: bool | None, limit: float) -> dict[str, Any]:
     """Fit in this process."""
     if limit:
-        resource.setrlimit(resource.RLIMIT_AS, (int(limit * 1e9), int(limit * 1e9)))
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit * 1e9), int(limit * 1e9)))
     peak = Peak()
     peak.start()
     seen: list[tuple[float, Progress]] = []
@@ -177,9 +178,10 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=1280)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--spread", type=float, default=0.38)
-    parser.add_argument("--limit", type=float, default=4.0, help="GB of address space")
+    parser.add_argument("--limit", type=float, default=4.0, help="GB of data")
     parser.add_argument("--head", nargs="+", default=["logreg"])
     parser.add_argument("--part", nargs="+", choices=["both", "all"], default=["both", "all"])
+    parser.add_argument("--way", choices=["as it is", "passes"], default="as it is")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, help="keep the stores there, for the next time")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -198,7 +200,7 @@ def main() -> None:
             if part in options.part and not (store / "index.parquet").exists():
                 make_store(store, vectors, rows)
             for head in options.head if part in options.part else ():
-                for way in ("in memory", "passes") if part == "both" else ("as it is",):
+                for way in ("in memory", "passes") if part == "both" else (options.way,):
                     limit = options.limit if part == "all" else 0
                     found[f"{head}, {rows}, {way}"] = measured(store, head, way, limit)
     finally:

@@ -150,26 +150,23 @@ class _Training:
             temperature=found.fitted.temperature,
             backbone=self._store.card,
             parameters=found.fitted.parameters,
-            class_counts=tuple(
-                int(n) for n in np.bincount(rows.y[found.rows], minlength=len(rows.classes))
-            ),
+            class_counts=tuple(np.bincount(rows.y[found.rows]).tolist()),
         )
-        estimate: Mapping[str, Any]
         if held is not None:
-            estimate = {
-                "method": f"the split {held_name}, not used before",
-                **self._held(head, rows, train, held),
-            }
+            how, figures = (
+                f"the split {held_name}, not used before",
+                self._held(head, rows, train, held),
+            )
         elif found.held is not None:
             measured = measure(head, self._store, train[found.held], self._target, self._seed)
-            estimate = {
-                "method": f"{len(found.held):,} images held out, not used before",
-                **measured.to_json(),
-            }
+            how, figures = (
+                f"{len(found.held):,} images held out, not used before",
+                measured.to_json(),
+            )
         else:
             assert isinstance(rows, LabelledRows)
-            estimate = {"method": "nested cross-validation", **self._nested(rows)}
-        return replace(head, report=self._report(rows, found, estimate))
+            how, figures = "nested cross-validation", self._nested(rows)
+        return replace(head, report=self._report(rows, found, {"method": how, **figures}))
 
     def _at_once(self, rows: LabelledRows) -> _Learnt:
         folds = make_folds(rows.y, rows.units, self._cv, self._seed, rows.classes)

@@ -38,18 +38,20 @@ from featpipe.solvers.objective import Block, in_window
 from featpipe.solvers.path import Precision
 from featpipe.solvers.streaming import ROWS, StreamedProblem, unread_blocks
 
-SAMPLE_NUMBERS = 2**25
-"""Numbers in the sample that C is chosen on: 128 MiB as float32, some 26,000 rows of 1,280."""
+SAMPLE, SAMPLE_NUMBERS = 50_000, 2**25
+"""Rows and numbers, at most, in the sample that C is chosen on: 128 MiB as float32."""
 VALIDATION, MEASURED = 20_000, 50_000
 """Rows, at most, that are held out to watch the fit, and for the estimate."""
-_SHARE = 10
+_SHARE_WATCHING, _SHARE_MEASURED = 20, 10
 """Of few rows, no more than one in so many is held out for either."""
 _FEW = 8
 """Rows up to so many times the sample have no part between it and all."""
 _STEP = 10**0.5
 _PATH, _LAST = Precision(3e-4, 0.0), Precision(1e-4, 0.0)
-_PATIENCE, _CHANGE = 3, 1e-3
+_PATIENCE, _CHANGE = 3, 2e-3
 """So many changes in a row of the held-out loss, each less than this share of it, are the end."""
+_HOPELESS = 5
+"""Points in a row that are worse than the minimum at a smaller C: this C is then given up."""
 
 Vectors = NDArray[np.float32]
 OnPass = Callable[[int, str], None]
@@ -134,7 +136,7 @@ def fit_streamed(
     LabelError
         When a class has a single unit.
     """
-    n_sample = SAMPLE_NUMBERS // X.shape[1]
+    n_sample = min(SAMPLE, SAMPLE_NUMBERS // X.shape[1])
     cut = _divided(y, units, n_sample, n_splits, seed, estimate=estimate)
     folds = make_folds(y[cut.sample], units[cut.sample], n_splits, seed, classes)
     rows = X[cut.sample]
@@ -170,11 +172,11 @@ def _divided(
         return of[draw(y[of], units[of], n_wanted, seed + chance, least=least, keep=keep)]
 
     everyone = np.arange(len(y))
-    n_measured = min(MEASURED, len(y) // _SHARE)
+    n_measured = min(MEASURED, len(y) // _SHARE_MEASURED)
     # Each class keeps a unit to watch and two for the folds.
     measured = some(everyone, n_measured, 0, keep=3) if estimate else everyone[:0]
     learnt = np.setdiff1d(everyone, measured, assume_unique=True)
-    held = some(learnt, min(VALIDATION, len(learnt) // _SHARE), 1, keep=2)
+    held = some(learnt, min(VALIDATION, len(learnt) // _SHARE_WATCHING), 1, keep=2)
     fit = np.setdiff1d(learnt, held, assume_unique=True)
     sample = some(fit, n_sample, 2, least=n_splits)
     part = None
@@ -242,14 +244,15 @@ class _Passes:
     def _path(self, part: Ints, W: Array, C: float) -> tuple[float, Array]:  # noqa: N803
         """Raise C while the rows that are held out gain; return the last that they gained by."""
         problem = self._problem(part)
-        kept, found, lowest = C, W, np.inf
+        kept, lowest = (C, W, False), np.inf
         while True:
             C = _rounded(C)  # noqa: N806
-            W = self._minimum(problem, W, C, _PATH)  # noqa: N806
+            W = self._minimum(problem, W, C, _PATH, lowest)  # noqa: N806
             loss = self._judged(W, {"C": C}, len(part)).loss
             if loss >= lowest:
-                return kept, found
-            kept, found, lowest = C, W, loss
+                C, W, self._settled = kept  # noqa: N806
+                return C, W
+            kept, lowest = (C, W, self._settled), loss
             C *= _STEP  # noqa: N806
 
     def _minimum(
@@ -258,8 +261,9 @@ class _Passes:
         W: Array,  # noqa: N803
         C: float,  # noqa: N803
         precision: Precision,
+        lowest: float = np.inf,
     ) -> Array:
-        watch = _Watch(lambda found: self._shown(found, problem))
+        watch = _Watch(lambda found: self._shown(found, problem), lowest)
         found = problem.minimum(W, C, precision=precision, watch=watch)
         self._evaluations += found.steps
         self._rows_read += found.steps * problem.objective.n_rows
@@ -333,18 +337,19 @@ class _Watch:
     is chosen by minima. Points before it may be better, and would be the fit of no known C.
     """
 
-    def __init__(self, loss: Callable[[Found], float]) -> None:
-        self._loss = loss
+    def __init__(self, loss: Callable[[Found], float], lowest: float) -> None:
+        self._loss, self._lowest = loss, lowest
         self._losses: list[float] = []
         self.settled = False
 
     def __call__(self, found: Found) -> bool:
-        """Whether the last few changes were small."""
+        """Whether the last few changes were small, or there is nothing to be won."""
         self._losses.append(self._loss(found))
         last = np.array(self._losses[-_PATIENCE - 1 :])
         small = np.abs(np.diff(last)) <= _CHANGE * last[-1]
         self.settled = len(small) == _PATIENCE and bool(small.all())
-        return self.settled
+        recent = self._losses[1:][-_HOPELESS:]
+        return self.settled or (len(recent) == _HOPELESS and min(recent) > self._lowest)
 
 
 def scaling(scaler: Any) -> Callable[[Vectors], Vectors]:

@@ -23,9 +23,10 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from featpipe import embed
 from featpipe.heads import HEADS, HeadSpec
 from featpipe.heads.registry import class_scores
+from featpipe.labelled import labelled_rows
 from featpipe.model_selection import fit_tuned, make_folds
 from featpipe.store import EmbeddingStore
-from featpipe.training import finite_vectors, labelled_rows
+from featpipe.vectors import finite_vectors
 
 DATA_SETS = ("hymenoptera_data", "clothing_small", "brain_mri")
 SCALINGS = {"raw": FunctionTransformer, "standardised": StandardScaler, "L2": Normalizer}

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe._files import printable
-from featpipe.errors import LabelError, StoreError
+from featpipe._memory import available_memory
+from featpipe.errors import LabelError
 from featpipe.heads import Head, HeadSpec, head_spec
 from featpipe.heads.persistence import data_digest, short_key
-from featpipe.metrics import Metrics, compute_metrics
-from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
-from featpipe.store import EmbeddingStore, label_conflicts
+from featpipe.labelled import Labelled, LabelledRows, labelled, labelled_rows
+from featpipe.metrics import Metrics, compute_metrics, metrics_of_blocks
+from featpipe.model_selection import (
+    Fitted,
+    fit_streamed,
+    fit_tuned,
+    make_folds,
+    nested_probabilities,
+    said,
+    streams,
+    units_of,
+)
+from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
 from featpipe.types import Progress, ProgressCallback
+from featpipe.vectors import StoredVectors
 
 Ints = NDArray[np.int64]
+_log = logging.getLogger("featpipe.training")
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledRows:
-    """Rows of a store that have a label.
+class _Learnt:
+    """What was fitted, on which of the rows, and with how many folds; what may be measured."""
 
-    Attributes
-    ----------
-    X : ndarray of float32, (n, D)
-    y : ndarray of int, (n,)
-        Positions in ``classes``.
-    classes : tuple of str
-    units : ndarray of int, (n,)
-        What must not stand on both sides of a cut; see `featpipe.model_selection.units_of`.
-    keys : list of bytes
-    """
-
-    X: NDArray[np.float32]
-    y: Ints
-    classes: tuple[str, ...]
-    units: Ints
-    keys: list[bytes]
+    fitted: Fitted
+    rows: Ints
+    n_folds: int
+    held: Ints | None = None
 
 
 def fit(
@@ -52,6 +54,7 @@ def fit(
     cv: int = 5,
     tune: bool = True,
     seed: int = 0,
+    stream: bool | None = None,
     progress: ProgressCallback | None = None,
 ) -> Head:
     """Learn a classifier on the vectors of a store, and measure it.
@@ -61,6 +64,10 @@ def fit(
     equal images, stay in one fold. The estimate comes from the split ``test``, or else
     ``val``, which is looked at once, at the end; without either, from nested
     cross-validation. It is in `Head.metrics`, with 95 % intervals.
+
+    Vectors that are too many for memory are read from the store in each pass over them, by
+    logreg and svm: parameters are then chosen on a sample, and without a split the estimate
+    comes from images that are held out once; see docs/heads.md.
 
     Parameters
     ----------
@@ -75,8 +82,11 @@ def fit(
         False takes the head's default parameters.
     seed : int
         Of folds, solvers and bootstrap: the same data and seed give the same head.
+    stream : bool, optional
+        Whether vectors are read in each pass. Default: where four times their size as float32
+        is more than the memory that the process may still take.
     progress : callable, optional
-        Called with a `Progress` after each fit.
+        Called with a `Progress` after each fit, or each pass.
 
     Raises
     ------
@@ -85,7 +95,7 @@ def fit(
     StoreError
         When a vector holds NaN or infinity; the message names the image.
     HeadError
-        When there is no head of that name.
+        When there is no head of that name, or it cannot be fitted on so many vectors.
 
     Examples
     --------
@@ -97,7 +107,7 @@ def fit(
     if cv < 2:
         raise LabelError(f"cross-validation needs 2 folds at least, not {cv}: raise --cv")
     opened = store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(store)
-    return _Training(opened, spec, target, cv, tune, seed, progress).go()
+    return _Training(opened, spec, target, cv, tune, seed, stream, progress).go()
 
 
 class _Training:
@@ -111,24 +121,56 @@ class _Training:
         cv: int,
         tune: bool,
         seed: int,
+        stream: bool | None,
         progress: ProgressCallback | None,
     ) -> None:
         self._store, self._spec, self._target = store, spec, target
         self._cv, self._tune, self._seed = cv, tune, seed
-        self._progress = progress
+        self._stream, self._progress = stream, progress
         self._notes: list[str] = []
         self._labels = store.labels(target)
 
     def go(self) -> Head:
         train, held, held_name = self._divide()
-        rows = labelled_rows(self._store, train, self._target)
-        self._say_two_labels(train)
-        folds = make_folds(rows.y, rows.units, self._cv, self._seed, rows.classes)
-        if len(folds) < self._cv:
-            self._notes.append(
-                f"{len(folds)} folds instead of {self._cv}: the smallest class has no more "
-                "distinct images or groups"
+        shape = len(train), self._store.dimension
+        if streams(self._spec, *shape, available_memory(), self._stream):
+            self._notes.append(said(*shape))
+            _log.info(said(*shape))
+            rows = labelled(self._store, train, self._target)
+            self._say_two_labels(train)
+            found = self._in_passes(rows, train, estimate=held is None)
+        else:
+            rows = labelled_rows(self._store, train, self._target)
+            self._say_two_labels(train)
+            found = self._at_once(rows)
+        head = Head(
+            name=self._spec.name,
+            classes=rows.classes,
+            pipeline=found.fitted.pipeline,
+            temperature=found.fitted.temperature,
+            backbone=self._store.card,
+            parameters=found.fitted.parameters,
+            class_counts=tuple(np.bincount(rows.y[found.rows]).tolist()),
+        )
+        if held is not None:
+            how, figures = (
+                f"the split {held_name}, not used before",
+                self._held(head, rows, train, held),
             )
+        elif found.held is not None:
+            measured = measure(head, self._store, train[found.held], self._target, self._seed)
+            how, figures = (
+                f"{len(found.held):,} images held out, not used before",
+                measured.to_json(),
+            )
+        else:
+            assert isinstance(rows, LabelledRows)
+            how, figures = "nested cross-validation", self._nested(rows)
+        return replace(head, report=self._report(rows, found, {"method": how, **figures}))
+
+    def _at_once(self, rows: LabelledRows) -> _Learnt:
+        folds = make_folds(rows.y, rows.units, self._cv, self._seed, rows.classes)
+        self._say_fewer(len(folds))
         fitted = fit_tuned(
             self._spec,
             rows.X,
@@ -138,39 +180,55 @@ class _Training:
             seed=self._seed,
             on_fit=self._tell("tuning"),
         )
-        head = Head(
-            name=self._spec.name,
-            classes=rows.classes,
-            pipeline=fitted.pipeline,
-            temperature=fitted.temperature,
-            backbone=self._store.card,
-            parameters=fitted.parameters,
-            class_counts=tuple(int(n) for n in np.bincount(rows.y)),
+        return _Learnt(fitted, np.arange(len(rows.y)), len(folds))
+
+    def _in_passes(self, rows: Labelled, train: Ints, *, estimate: bool) -> _Learnt:
+        found = fit_streamed(
+            self._spec,
+            StoredVectors(self._store, train),
+            rows.y,
+            rows.units,
+            rows.classes,
+            n_splits=self._cv,
+            estimate=estimate,
+            tune=self._tune,
+            seed=self._seed,
+            on_fit=self._tell("tuning"),
+            on_pass=self._tell_pass,
         )
-        if held is None:
-            estimate = {"method": "nested cross-validation", **self._nested(rows)}
-        else:
-            estimate = {
-                "method": f"the split {held_name}, not used before",
-                **self._held(head, rows, train, held),
-            }
-        names = [rows.classes[k] for k in rows.y]
-        report = {
+        self._say_fewer(found.n_folds)
+        self._notes.append(found.note)
+        return _Learnt(
+            found.fitted, found.learnt, found.n_folds, found.measured if estimate else None
+        )
+
+    def _report(
+        self, rows: Labelled, found: _Learnt, estimate: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        keys = [rows.keys[i] for i in found.rows]
+        names = [rows.classes[k] for k in rows.y[found.rows]]
+        return {
             "estimate": estimate,
-            "tuning": [dict(entry) for entry in fitted.table],
-            "folds": len(folds),
+            "tuning": [dict(entry) for entry in found.fitted.table],
+            "folds": found.n_folds,
             "seed": self._seed,
             "target": self._target,
             "notes": self._notes,
             "data": {
                 "store": str(self._store.path),
                 "source": self._store.source,
-                "images": len(rows.y),
-                "digest": data_digest(rows.keys, names),
-                "keys": sorted({short_key(key) for key in rows.keys}),
+                "images": len(keys),
+                "digest": data_digest(keys, names),
+                "keys": sorted({short_key(key) for key in keys}),
             },
         }
-        return _with_report(head, report)
+
+    def _say_fewer(self, n_folds: int) -> None:
+        if n_folds < self._cv:
+            self._notes.append(
+                f"{n_folds} folds instead of {self._cv}: the smallest class has no more "
+                "distinct images or groups"
+            )
 
     def _divide(self) -> tuple[Ints, Ints | None, str]:
         """Return the rows to learn on, the rows to measure on, and the name of their split."""
@@ -205,7 +263,8 @@ class _Training:
 
     def _say_two_labels(self, train: Ints) -> None:
         store = self._store
-        rows = ((store.keys[i], store.paths[i], self._labels[i]) for i in train)
+        suspects = train[repeated_keys([store.keys[i] for i in train])]
+        rows = ((store.keys[i], store.paths[i], self._labels[i]) for i in suspects)
         for conflict in label_conflicts(rows):
             self._notes.append(conflict)
 
@@ -231,7 +290,7 @@ class _Training:
             seed=self._seed,
         ).to_json()
 
-    def _held(self, head: Head, rows: LabelledRows, train: Ints, held: Ints) -> Mapping[str, Any]:
+    def _held(self, head: Head, rows: Labelled, train: Ints, held: Ints) -> Mapping[str, Any]:
         classes = set(head.classes)
         known = [i for i in held if self._labels[i] in classes]
         unknown = sorted({str(self._labels[i]) for i in held} - classes)
@@ -280,53 +339,9 @@ class _Training:
         callback = self._progress
         return lambda done, total: callback(Progress(done, total, stage=stage))
 
-
-def labelled_rows(store: EmbeddingStore, rows: Ints, target: str | None = None) -> LabelledRows:
-    """Return rows of a store as float32 vectors and classes 0 … K-1.
-
-    Raises
-    ------
-    LabelError
-        When they hold one class only.
-    StoreError
-        When a vector holds NaN or infinity.
-    """
-    names = [str(label) for label in store.labels(target)[rows]]
-    classes = tuple(sorted(set(names)))
-    if len(classes) < 2:
-        raise LabelError(
-            f"all labelled images of {printable(str(store.path))} to learn on have the label "
-            f"{printable(classes[0])}: a classifier needs two classes at least"
-        )
-    position = {name: k for k, name in enumerate(classes)}
-    groups = store.groups
-    keys = [store.keys[i] for i in rows]
-    return LabelledRows(
-        X=finite_vectors(store, rows),
-        y=np.array([position[name] for name in names], dtype=np.int64),
-        classes=classes,
-        units=units_of(keys, None if groups is None else groups[rows]),
-        keys=keys,
-    )
-
-
-def finite_vectors(store: EmbeddingStore, rows: Ints) -> NDArray[np.float32]:
-    """Return vectors of a store as float32, (n, D).
-
-    Raises
-    ------
-    StoreError
-        When one of them holds NaN or infinity; the message names the image.
-    """
-    vectors = np.ascontiguousarray(store.X[rows], dtype=np.float32)
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise StoreError(
-            f"the vector of {printable(store.paths[rows[bad[0]]])} in "
-            f"{printable(str(store.path))} holds NaN or infinity ({len(bad)} vectors do): embed "
-            "again with --dtype float32 into a new store, or take the image out"
-        )
-    return vectors
+    def _tell_pass(self, done: int, note: str) -> None:
+        if self._progress is not None:
+            self._progress(Progress(done, None, stage="passes", note=note))
 
 
 def measure(
@@ -337,26 +352,13 @@ def measure(
     y = np.array([position[label] for label in store.labels(target)[rows]], dtype=np.int64)
     groups = store.groups
     units = units_of([store.keys[i] for i in rows], None if groups is None else groups[rows])
-    return compute_metrics(
-        y,
-        head.predict_proba(finite_vectors(store, rows)),
+    blocks = StoredVectors(store, rows).blocks()
+    return metrics_of_blocks(
+        ((y[at], head.predict_proba(vectors)) for at, vectors in blocks),
         head.classes,
         majority=int(np.argmax(head.class_counts)),
         groups=units,
         seed=seed,
-    )
-
-
-def _with_report(head: Head, report: Mapping[str, Any]) -> Head:
-    return Head(
-        head.name,
-        head.classes,
-        head.pipeline,
-        head.temperature,
-        head.backbone,
-        head.parameters,
-        head.class_counts,
-        report,
     )
 
 

@@ -76,7 +76,8 @@ class Progress:
     """How far a run is; what the command line draws, and a callback may use.
 
     ``done`` counts every image that needs no more work, ``reused`` those of them that
-    needed no inference, ``failed`` those that have no vector.
+    needed no inference, ``failed`` those that have no vector. ``note`` is a figure to be shown
+    beside them, such as the loss after a pass.
     """
 
     done: int
@@ -84,6 +85,7 @@ class Progress:
     reused: int = 0
     failed: int = 0
     stage: str = "embedding"
+    note: str = ""
 
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]

@@ -11,8 +11,9 @@ from vectors import demo_vectors, make_store, small
 from featpipe.errors import HeadError, LabelError, StoreError
 from featpipe.heads import load_head
 from featpipe.heads.persistence import data_digest
+from featpipe.labelled import labelled_rows
 from featpipe.store import EmbeddingStore
-from featpipe.training import fit, labelled_rows
+from featpipe.training import fit
 from featpipe.types import Progress
 
 

@@ -39,7 +39,7 @@ _COMMANDS = {
     "to-parquet": ("featpipe.commands.stores:to_parquet", "Write vectors and labels as one table."),
 }
 # Loggers whose lines a person should see: what takes long, and what is left out.
-_SPOKEN = ("featpipe.export", "featpipe.backbones")
+_SPOKEN = ("featpipe.export", "featpipe.backbones", "featpipe.training")
 
 
 class _LazyGroup(click.Group):

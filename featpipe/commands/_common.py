@@ -169,6 +169,8 @@ class _Drawer:
         computed = progress.done - progress.reused
         seconds = time.monotonic() - self._started[stage]
         rate = f"{computed / seconds:,.0f} {self._unit}/s" if computed and seconds > 0.5 else ""
+        if progress.note:
+            rate = progress.note
         if progress.failed:
             rate += f"  {progress.failed} failed"
         self._bar.update(

@@ -39,6 +39,12 @@ _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
 @click.option("--cv", type=click.IntRange(2, 100), default=5, show_default=True, help="Folds.")
 @click.option("--no-tune", is_flag=True, help="Take the head's default parameters.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Read the vectors from the store in each pass, or hold them in memory (logreg, svm). "
+    "[default: as memory allows]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 @debug_option
 def fit(
@@ -49,6 +55,7 @@ def fit(
     cv: int,
     no_tune: bool,
     seed: int,
+    stream: bool | None,
     as_json: bool,
 ) -> None:
     """Learn a classifier on the vectors in STORE, measure and save it.
@@ -70,7 +77,14 @@ def fit(
     check_head_folder(path)
     with progress_display("fits") as progress:
         head = fit_head(
-            opened, name, target=target, cv=cv, tune=not no_tune, seed=seed, progress=progress
+            opened,
+            name,
+            target=target,
+            cv=cv,
+            tune=not no_tune,
+            seed=seed,
+            stream=stream,
+            progress=progress,
         )
     head.save(path)
     for note in head.report["notes"]:

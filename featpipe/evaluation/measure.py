@@ -18,7 +18,7 @@ from featpipe.heads.persistence import short_key
 from featpipe.metrics import Metrics, compute_metrics
 from featpipe.model_selection import units_of
 from featpipe.store import EmbeddingStore
-from featpipe.training import finite_vectors
+from featpipe.vectors import StoredVectors
 
 _SPLITS = ("test", "val")
 
@@ -124,7 +124,8 @@ def evaluate(
         raise LabelError(_nothing_to_measure(opened, fitted, name, labels[chosen]))
     notes = _notes(opened, fitted, name, labels, chosen, len(rows))
     y = np.array([known[labels[i]] for i in rows], dtype=np.int64)
-    probabilities = fitted.predict_proba(finite_vectors(opened, rows))
+    blocks = StoredVectors(opened, rows).blocks()
+    probabilities = np.concatenate([fitted.predict_proba(vectors) for _, vectors in blocks])
     groups = None if opened.groups is None else opened.groups[rows]
     metrics = compute_metrics(
         y,

@@ -96,17 +96,22 @@ class LossSolver:
     def fit(self, pipeline: Pipeline, X: Array, y: Ints, pool: Executor | None) -> Pipeline:  # noqa: N803
         """Fit the scaling, find the minimum, and put it into the estimator."""
         rows = pipeline[0].fit_transform(X)
-        head = pipeline[-1]
-        weights, intercept, steps = solve(rows, y, self.loss(int(y.max()) + 1), head.C, pool)
-        head.classes_ = np.unique(y)
-        head.coef_ = np.ascontiguousarray(weights.T)
-        head.intercept_ = intercept
-        head.n_features_in_ = X.shape[1]
-        # scikit-learn has an array in one and a number in the other.
-        head.n_iter_ = (
-            np.array([steps], dtype=np.int32) if isinstance(head, LogisticRegression) else steps
-        )
+        loss = self.loss(int(y.max()) + 1)
+        weights, intercept, steps = solve(rows, y, loss, pipeline[-1].C, pool)
+        put_weights(pipeline[-1], weights, intercept, steps)
         return pipeline
+
+
+def put_weights(head: Any, weights: Array, intercept: Array, steps: int) -> None:
+    """Give an estimator the weights, (D, K), and intercepts, (K,), that it would have found."""
+    head.classes_ = np.arange(max(weights.shape[1], 2))
+    head.coef_ = np.ascontiguousarray(weights.T)
+    head.intercept_ = intercept
+    head.n_features_in_ = len(weights)
+    # scikit-learn has an array in one and a number in the other.
+    head.n_iter_ = (
+        np.array([steps], dtype=np.int32) if isinstance(head, LogisticRegression) else steps
+    )
 
 
 @dataclass(frozen=True, slots=True)

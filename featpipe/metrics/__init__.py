@@ -6,6 +6,7 @@ from featpipe.metrics.classification import (
     Metrics,
     compute_metrics,
     expected_calibration_error,
+    metrics_of_blocks,
     reliability,
 )
 
@@ -15,5 +16,6 @@ __all__ = [
     "compute_metrics",
     "confidence_intervals",
     "expected_calibration_error",
+    "metrics_of_blocks",
     "reliability",
 ]

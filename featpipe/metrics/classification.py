@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -118,15 +118,34 @@ def compute_metrics(
     Binning", AAAI, equation 3 (expected calibration error). Efron, Tibshirani 1993, "An
     Introduction to the Bootstrap", chapter 13 (percentile interval).
     """
-    terms = _terms(y, probabilities, len(classes))
-    figures = terms.figures(np.ones((1, len(y))))
-    predicted = probabilities.argmax(axis=1)
-    confusion = np.bincount(y * len(classes) + predicted, minlength=len(classes) ** 2)
+    blocks = [(y, probabilities)]
+    return metrics_of_blocks(blocks, classes, majority=majority, groups=groups, seed=seed)
+
+
+def metrics_of_blocks(
+    blocks: Iterable[tuple[Ints, Floats]],
+    classes: Sequence[str],
+    *,
+    majority: int,
+    groups: NDArray[Any] | None = None,
+    seed: int = 0,
+) -> Metrics:
+    """Do what `compute_metrics` does, without all probabilities at a time.
+
+    Parameters
+    ----------
+    blocks : iterable of (y, probabilities)
+        Some rows each; ``groups`` are those of all rows, one block after the other.
+    """
+    terms = _joined([_terms(y, probabilities, len(classes)) for y, probabilities in blocks])
+    y, n = terms.true, len(terms.true)
+    figures = terms.figures(np.ones((1, n)))
+    confusion = np.bincount(y * len(classes) + terms.predicted, minlength=len(classes) ** 2)
     confusion = confusion.reshape(len(classes), len(classes))
     values = {name: float(value[0]) for name, value in figures.items()}
     top5 = values.pop("top5_accuracy") if "top5_accuracy" in values else None
     return Metrics(
-        n_samples=len(y),
+        n_samples=n,
         **values,
         top5_accuracy=top5,
         per_class=_per_class(confusion, classes),
@@ -191,6 +210,20 @@ def _terms(y: Ints, probabilities: Floats, n_classes: int) -> Terms:
         n_bins=N_BINS,
         gap=top - correct,
         top5=top5,
+    )
+
+
+def _joined(parts: Sequence[Terms]) -> Terms:
+    if len(parts) == 1:
+        return parts[0]
+
+    def column(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return replace(
+        parts[0],
+        **{name: column(name) for name in ("true", "predicted", "loss", "bins", "gap")},
+        top5=None if parts[0].top5 is None else column("top5"),
     )
 
 

@@ -1,6 +1,18 @@
-"""Folds that keep together what belongs together, tuning, and nested estimates."""
+"""Folds that keep together what belongs together, tuning, nested estimates; fits in passes."""
 
+from featpipe.model_selection.capacity import said, streams
 from featpipe.model_selection.folds import Fold, make_folds, units_of
+from featpipe.model_selection.streaming import fit_streamed
 from featpipe.model_selection.tuning import Fitted, fit_tuned, nested_probabilities
 
-__all__ = ["Fitted", "Fold", "fit_tuned", "make_folds", "nested_probabilities", "units_of"]
+__all__ = [
+    "Fitted",
+    "Fold",
+    "fit_streamed",
+    "fit_tuned",
+    "make_folds",
+    "nested_probabilities",
+    "said",
+    "streams",
+    "units_of",
+]

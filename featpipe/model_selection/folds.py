@@ -22,6 +22,7 @@ from featpipe.errors import LabelError
 Ints: TypeAlias = "NDArray[np.int64]"
 Fold: TypeAlias = "tuple[Ints, Ints]"
 """Positions to fit on, positions to predict."""
+_KEY_BYTES = 16
 
 
 def units_of(keys: Sequence[bytes], groups: NDArray[Any] | None = None) -> Ints:
@@ -31,7 +32,9 @@ def units_of(keys: Sequence[bytes], groups: NDArray[Any] | None = None) -> Ints:
     array([0, 0, 0, 1])
     """
     n = len(keys)
-    columns = [np.unique(np.array([key.hex() for key in keys]), return_inverse=True)[1]]
+    columns = [_codes(keys)]
+    if groups is None and int(columns[0].max(initial=-1)) == n - 1:
+        return np.arange(n)
     if groups is not None:
         named = [f"g{group}" if group is not None else f"row{i}" for i, group in enumerate(groups)]
         columns.append(np.unique(np.array(named), return_inverse=True)[1])
@@ -44,6 +47,20 @@ def units_of(keys: Sequence[bytes], groups: NDArray[Any] | None = None) -> Ints:
     graph = coo_array((np.ones(len(rows)), (rows, np.concatenate(ends))), shape=(offset, offset))
     components = connected_components(graph, directed=False)[1][:n]
     return np.asarray(np.unique(components, return_inverse=True)[1], dtype=np.int64)
+
+
+def _codes(keys: Sequence[bytes]) -> Ints:
+    """Return the position of every key among the different ones, sorted."""
+    if {len(key) for key in keys} != {_KEY_BYTES}:
+        return np.asarray(np.unique([key.hex() for key in keys], return_inverse=True)[1])
+    # As two numbers each, of millions without an object for any.
+    words = np.frombuffer(b"".join(keys), dtype=">u8").reshape(-1, 2)
+    order = np.lexsort((words[:, 1], words[:, 0]))
+    is_new = np.ones(len(keys), dtype=np.int64)
+    is_new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
+    codes = np.empty(len(keys), dtype=np.int64)
+    codes[order] = np.cumsum(is_new) - 1
+    return codes
 
 
 def make_folds(

@@ -77,7 +77,7 @@ def fit_tuned(
         grid = [parameters for parameters in spec.grid if _feasible(parameters, folds)]
     else:
         grid = [_reduced(spec.default, folds)]
-    with _quiet_and_single(), _pool() as pool:
+    with quiet_and_single(), threads() as pool:
         if spec.fast is None:
             candidates = _each_alone(spec, X, y, folds, grid, seed, on_fit)
         else:
@@ -149,7 +149,7 @@ def _fewest(folds: Sequence[Fold]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
     """A set of parameters, and how it did on rows that were held out."""
 
     parameters: Mapping[str, Any]
@@ -159,10 +159,12 @@ class _Candidate:
 
     @property
     def loss(self) -> float:
+        """Mean of the losses."""
         return float(self.losses.mean())
 
     @classmethod
     def judged(cls, parameters: Mapping[str, Any], scores: Floats, y: Ints) -> Self:
+        """Give scores their own temperature, and measure them."""
         temperature = fit_temperature(scores, y)
         losses = log_losses(scores, y, temperature)
         return cls(parameters, temperature, losses, float(np.mean(scores.argmax(axis=1) == y)))
@@ -176,7 +178,7 @@ def _each_alone(
     grid: Sequence[Mapping[str, Any]],
     seed: int,
     on_fit: OnFit | None,
-) -> list[_Candidate]:
+) -> list[Candidate]:
     """Fit every set of parameters on every fold.
 
     Threads, not processes: the solvers let go of the interpreter, and nothing is copied.
@@ -198,7 +200,7 @@ def _each_alone(
         scores[number][held] = values
         if on_fit is not None:
             on_fit(done, len(tasks))
-    return [_Candidate.judged(p, s, y) for p, s in zip(grid, scores, strict=True)]
+    return [Candidate.judged(p, s, y) for p, s in zip(grid, scores, strict=True)]
 
 
 def _along_the_grid(
@@ -209,17 +211,17 @@ def _along_the_grid(
     grid: Sequence[Mapping[str, Any]],
     pool: Executor | None,
     on_fit: OnFit | None,
-) -> list[_Candidate]:
+) -> list[Candidate]:
     """Fit all folds at once, one set of parameters after the other, and end where it pays."""
     solver = spec.fast
     assert solver is not None
-    candidates: list[_Candidate] = []
+    candidates: list[Candidate] = []
     total = len(grid) * len(folds)
     report = on_fit or (lambda *_: None)
     path = solver.path(spec.scaler(), X, y, folds, grid, pool)
     # The solver, too, may see that the rest of a grid changes nothing.
     for parameters, scores in zip(grid, path, strict=False):
-        candidates.append(_Candidate.judged(parameters, scores, y))
+        candidates.append(Candidate.judged(parameters, scores, y))
         for done in range(len(folds)):
             report((len(candidates) - 1) * len(folds) + done + 1, total)
         if solver.rising and _has_risen(candidates):
@@ -229,7 +231,7 @@ def _along_the_grid(
     return candidates
 
 
-def _has_risen(candidates: Sequence[_Candidate]) -> bool:
+def _has_risen(candidates: Sequence[Candidate]) -> bool:
     """Tell whether the last two values are both clearly worse than the best before them.
 
     Clearly is two standard errors of the difference, row by row: as C grows beyond the best
@@ -243,7 +245,7 @@ def _has_risen(candidates: Sequence[_Candidate]) -> bool:
 
 
 @contextmanager
-def _pool() -> Iterator[Executor | None]:
+def threads() -> Iterator[Executor | None]:
     """Yield threads for blocks of rows, or None where there is one core."""
     n_threads = joblib.cpu_count()
     if n_threads == 1:
@@ -254,7 +256,7 @@ def _pool() -> Iterator[Executor | None]:
 
 
 @contextmanager
-def _quiet_and_single() -> Iterator[None]:
+def quiet_and_single() -> Iterator[None]:
     """One thread a fit, and no word of solvers that stop early at the ends of a grid.
 
     Pools of BLAS and OpenMP inside parallel fits cost up to twenty times the time.

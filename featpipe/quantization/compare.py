@@ -21,11 +21,12 @@ from featpipe.embedding import EmbedOptions, run_embedding
 from featpipe.errors import LabelError, SourceError
 from featpipe.heads import HeadSpec, head_spec
 from featpipe.heads.registry import class_scores
+from featpipe.labelled import labelled_rows
 from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
 from featpipe.sources import SourceLike
 from featpipe.store import EmbeddingStore
-from featpipe.training import finite_vectors, labelled_rows
 from featpipe.types import ProgressCallback
+from featpipe.vectors import finite_vectors
 
 WITHIN = 0.5
 """Points of accuracy that a smaller backbone may cost."""

@@ -9,6 +9,7 @@ matrix.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,10 @@ class Found:
     W: Array
     value: Value
     steps: int
+
+
+Watch = Callable[[Found], bool]
+"""Called with every new point; True ends the search there."""
 
 
 @dataclass(slots=True)
@@ -82,13 +87,14 @@ def minimise(
     tol: float,
     floor: float = 0.0,
     max_iter: int,
+    watch: Watch | None = None,
 ) -> tuple[Found, bool]:
     """Minimise, from a point whose value at this C is known.
 
     It ends when the decrease that the quadratic model promises, g'Hg / 2, is below ``tol``
     times the objective in every problem, or times ``floor`` where the objective is lower. A
     problem whose step does not lower its objective stays where it is and tries a shorter one,
-    while the others go on.
+    while the others go on. ``watch`` is shown every new point, and may say that it is enough.
 
     Returns
     -------
@@ -121,4 +127,6 @@ def minimise(
             tried.curvature,
         )
         length = np.where(better, 1, length / 2)
+        if watch is not None and better.any() and watch(Found(W, value, steps)):
+            return Found(W, value, steps), True
     return Found(W, value, steps), False

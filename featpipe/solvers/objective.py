@@ -7,8 +7,10 @@ not as a copy for every problem: ``w'(x - m) / s = (w / s)'x - (w / s)'m``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ from featpipe.solvers.losses import Array, Ints, Loss
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+WINDOW = 2 * (os.cpu_count() or 1)
+"""Blocks under way at a time: enough to keep all threads busy, and no more than is used soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class Objective:
         """Run ``work`` on items, side by side where there is a pool; results come in order."""
         if self.pool is None or len(items) == 1:
             return map(work, items)
-        return self.pool.map(work, items)
+        return in_window(self.pool, work, items)
 
     def _to_rows(self, W: Array) -> Array:  # noqa: N803
         """Return the weights for rows as they are, (D + 1, P, K)."""
@@ -164,3 +168,21 @@ class Objective:
             total[:, :-1] -= self._standardisation.shift[:, :, None] * total[:, -1:]
             total[:, :-1] /= self._standardisation.scale[:, :, None]
         return total
+
+
+def in_window(pool: Executor, work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Yield what ``work`` makes of items, in order; only a few are under way at a time.
+
+    ``pool.map`` starts all of them, and keeps every result that is not yet asked for.
+    """
+    pending: deque[Future[_R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) == WINDOW:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

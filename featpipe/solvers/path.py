@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featpipe.solvers.lbfgs import Found, minimise
+from featpipe.solvers.lbfgs import Found, Watch, minimise
 from featpipe.solvers.objective import Objective
-from featpipe.solvers.precondition import Preconditioner, spectrum_of
+from featpipe.solvers.precondition import Preconditioner, Spectrum, spectrum_of
 
 _REFRESH, _ROUNDS = 30, 20
 """Iterations with one preconditioner, and how many of them there may be."""
@@ -62,18 +62,31 @@ def walk(
     W, steps = np.zeros(objective.shape, dtype=objective.dtype), 0  # noqa: N806
     for number, C in enumerate(values, start=1):  # noqa: N806
         wanted = last if last is not None and number == len(values) else precision
-        found = Found(W, objective.value(W, C), steps + 1)
-        for _ in range(_ROUNDS):
-            found, converged = minimise(
-                objective,
-                Preconditioner(objective, spectrum, C, found.value.curvature),
-                found,
-                C,
-                tol=wanted.tol,
-                floor=wanted.floor * C * objective.n_rows,
-                max_iter=_REFRESH,
-            )
-            if converged:
-                break
+        found = descend(objective, spectrum, Found(W, objective.value(W, C), steps + 1), C, wanted)
         W, steps = found.W, found.steps  # noqa: N806
         yield found
+
+
+def descend(
+    objective: Objective,
+    spectrum: Spectrum,
+    found: Found,
+    C: float,  # noqa: N803
+    wanted: Precision,
+    watch: Watch | None = None,
+) -> Found:
+    """Return the minimum at one C, from a point whose value there is known."""
+    for _ in range(_ROUNDS):
+        found, converged = minimise(
+            objective,
+            Preconditioner(objective, spectrum, C, found.value.curvature),
+            found,
+            C,
+            tol=wanted.tol,
+            floor=wanted.floor * C * objective.n_rows,
+            max_iter=_REFRESH,
+            watch=watch,
+        )
+        if converged:
+            break
+    return found

@@ -1,6 +1,6 @@
 """Vectors on disk: immutable parts, one index, nothing that a crash can break."""
 
-from featpipe.store.conflicts import index_conflicts, label_conflicts
+from featpipe.store.conflicts import index_conflicts, label_conflicts, repeated_keys
 from featpipe.store.index import Index
 from featpipe.store.maintenance import (
     collect_garbage,
@@ -30,6 +30,7 @@ __all__ = [
     "label_conflicts",
     "merge_stores",
     "newest_store",
+    "repeated_keys",
     "verify_store",
     "write_parquet",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow.compute as pc
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featpipe._files import printable
 from featpipe.store.index import Index, key_words
+from featpipe.store.places import words
 from featpipe.types import Key
 
 _SHOWN = 3
@@ -42,6 +43,12 @@ def label_conflicts(images: Iterable[tuple[Key | None, str, str | None]]) -> lis
     more = f" and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
     shown = "; ".join(clashes[:_SHOWN])
     return [f"equal images under two labels: {shown}{more}: correct one label"]
+
+
+def repeated_keys(keys: Sequence[Key]) -> NDArray[np.int64]:
+    """Return the positions of all keys that another may be equal to: hardly another."""
+    halves = words(b"".join(keys))[:, 0]
+    return _repeated(halves, np.ones(len(halves), dtype=bool))
 
 
 def index_conflicts(index: Index) -> list[str]:

@@ -85,6 +85,49 @@ class EmbeddingStore:
                 raise
             return self._gather(*moved)
 
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return vectors of some rows, (m, D) float32; parts are mapped one at a time.
+
+        Unlike `X` it keeps nothing, so a store may be larger than memory.
+
+        Raises
+        ------
+        StoreError
+            When a part is damaged; the message names the file.
+        """
+        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
+        try:
+            self._fill(vectors, rows)
+        except StoreError:
+            # As in `X`: `featpipe gc` may have moved the vectors.
+            moved = Index.read(self.path).places_of(self.keys)
+            if moved is None:
+                raise
+            self._places = moved
+            self._fill(vectors, rows)
+        return vectors
+
+    def reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows in the order in which they lie on disk."""
+        part, row = self._places
+        return rows[np.lexsort((row[rows], part[rows]))]
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self._rows.integers("part"), self._rows.integers("row")
+
+    def _fill(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        part, row = (column[rows] for column in self._places)
+        for number in np.unique(part):
+            at = np.flatnonzero(part == number)
+            wanted = row[at]
+            mapped = self._map(int(number), wanted)
+            if len(at) == at[-1] - at[0] + 1 and np.all(np.diff(wanted) == 1):
+                # Rows that follow each other are converted from the file, without a copy between.
+                vectors[at[0] : at[-1] + 1] = mapped[wanted[0] : wanted[-1] + 1]
+            else:
+                vectors[at] = mapped[wanted]
+
     def _gather(self, part: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[Any]:
         numbers = np.unique(part)
         if len(numbers) == 1:

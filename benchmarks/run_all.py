@@ -33,6 +33,11 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["neighbours.py"],
         ["--rows", "20000", "--repetitions", "1"],
     ),
+    "streaming": (
+        "A store larger than memory",
+        ["streaming.py", "--rows", "300000"],
+        ["--rows", "20000"],
+    ),
     "rerun": (
         "A re-run over unchanged files",
         ["rerun.py", "--files", "100000"],

@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
     "streaming": (
         "A store larger than memory",
         ["streaming.py", "--rows", "300000"],
-        ["--rows", "20000"],
+        ["--rows", "20000", "--first", "5000"],
     ),
     "rerun": (
         "A re-run over unchanged files",

@@ -1,7 +1,8 @@
 """Run the benchmarks one after the other; write ``RESULTS.md``, ``results.json`` and a chart.
 
-    python benchmarks/run_all.py [--models-dir DIR] [--only NAME ...] [--quick]
+    python benchmarks/run_all.py [--models-dir DIR] [--only NAME ...] [--quick] [--with …]
 
+What follows ``--with`` is handed to the script: ``--only pipeline --with --repetitions 9``.
 Every section is what a script printed, beside the machine it ran on: no figure is typed by
 hand. A section that is not run again keeps what it had.
 """
@@ -134,12 +135,14 @@ def main() -> None:
     parser.add_argument("--models-dir", type=Path, help="resnet50.onnx, and int8 files")
     parser.add_argument("--only", action="append", choices=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="to see that all of it runs")
+    parser.add_argument("--with", dest="further", nargs=argparse.REMAINDER, default=[])
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name in arguments.only or SECTIONS:
         extra = list(SECTIONS[name][2]) if arguments.quick else []
         if name == "pipeline" and arguments.models_dir:
             extra += ["--models-dir", str(arguments.models_dir)]
+        extra += arguments.further
         print(f"== {name}", file=sys.stderr, flush=True)
         results[name] = run(name, extra)
         # A long run that is broken off keeps what it has.

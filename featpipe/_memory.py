@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-_UNKNOWN = 4 * 2**30
-"""What is assumed where the operating system does not say."""
+_UNKNOWN = 16 * 2**30
+"""What is assumed where the operating system says nothing."""
 
 
 def available_memory() -> int:
@@ -17,7 +18,15 @@ def available_memory() -> int:
     The least of what the machine has free, what the control groups of the process allow, and
     what its own limits of address space and of data leave.
     """
-    return max(min(_bounds(), default=_UNKNOWN), 0)
+    return max(min(_bounds(), default=_installed()), 0)
+
+
+def _installed() -> int:
+    """Return the machine's memory, which macOS tells; there is no word of what is free."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return _UNKNOWN
 
 
 def _bounds() -> Iterator[int]:

@@ -198,9 +198,20 @@ class _Training:
         )
         self._say_fewer(found.n_folds)
         self._notes.append(found.note)
+        if estimate:
+            self._say_unmeasured(rows, found.measured)
         return _Learnt(
             found.fitted, found.learnt, found.n_folds, found.measured if estimate else None
         )
+
+    def _say_unmeasured(self, rows: Labelled, measured: Ints) -> None:
+        lacking = np.setdiff1d(rows.y, rows.y[measured])
+        if len(lacking):
+            shown = ", ".join(printable(rows.classes[k]) for k in lacking[:5])
+            self._notes.append(
+                f"the estimate says nothing of {len(lacking)} classes ({shown}), which have too "
+                "few distinct images or groups to hold any of them out"
+            )
 
     def _report(
         self, rows: Labelled, found: _Learnt, estimate: Mapping[str, Any]
@@ -255,6 +266,9 @@ class _Training:
         if {"test", "val"} <= measured:
             self._count("of the split val", ((splits == "val") & labelled).sum())
         held = np.flatnonzero((splits == held_name) & labelled)
+        # Known before anything is fitted: a long fit would end in these words.
+        if not set(self._labels[held]) & set(self._labels[learn & labelled]):
+            raise LabelError("the test split has no label in common with the training split")
         return np.flatnonzero(learn & labelled), held, held_name
 
     def _count(self, what: str, count: int) -> None:
@@ -300,8 +314,6 @@ class _Training:
                 f"({', '.join(printable(name) for name in unknown[:5])}) and are left out of the "
                 "estimate"
             )
-        if not known:
-            raise LabelError("the test split has no label in common with the training split")
         self._say_shared_groups(train, held)
         seen = set(rows.keys)
         twins = [i for i in known if self._store.keys[i] in seen]

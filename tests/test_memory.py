@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -65,7 +66,12 @@ def test_control_groups_bound(machine: Path, line: str, folder: str, files) -> N
     assert available_memory() == 2 * GIB
 
 
-def test_where_nothing_is_known_four_gibibytes_are_assumed(machine: Path, monkeypatch) -> None:
-    """As on systems without ``/proc``."""
+def test_where_no_word_is_of_what_is_free_it_is_what_the_machine_has(
+    machine: Path, monkeypatch
+) -> None:
+    """As on macOS, which has no ``/proc``; Windows does not even say that."""
     monkeypatch.setattr(_memory, "_PROC", machine / "none")
-    assert available_memory() == 4 * GIB
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.get)
+    assert available_memory() == 4_096_000
+    monkeypatch.delattr(os, "sysconf")
+    assert available_memory() == 16 * GIB

@@ -16,7 +16,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 from vectors import card, make_store, small
 
-from featpipe.errors import HeadError
+from featpipe.errors import HeadError, WriteError
 from featpipe.heads import HEADS, Head, load_head, persistence, save_head
 from featpipe.heads.rowfile import is_rows_file
 from featpipe.training import fit
@@ -302,6 +302,22 @@ def test_a_crash_between_the_steps_leaves_the_old_head_or_the_new(saved, tmp_pat
     save_head(head(seed=2), saved)
     assert load_head(saved).digest == head(seed=2).digest
     assert len(os.listdir(saved)) == 3
+
+
+def test_a_save_that_fails_after_a_crash_loses_nothing(saved, tmp_path, monkeypatch) -> None:
+    """The head whose record was only staged is put in place before anything else is written."""
+    new = save_head(head(seed=1), tmp_path / "new")
+    shutil.copy(rows_of(new), saved)
+    shutil.copy(new / "head.json", saved / "head.json.next")
+    shutil.copy(new / "model.skops", saved / "model.skops")
+
+    def full(*_: object, **__: object) -> None:
+        raise WriteError("the disk is full")
+
+    monkeypatch.setattr(persistence, "atomic_file", full)
+    with pytest.raises(WriteError):
+        save_head(head(seed=2), saved)
+    assert load_head(saved).digest == head(seed=1).digest
 
 
 def test_only_rows_left_over_do_not_stop_a_save(tmp_path) -> None:

@@ -18,7 +18,7 @@ from test_solvers import SOLVERS, objective_of
 from vectors import make_store
 
 from featpipe import training
-from featpipe.errors import HeadError, StoreError
+from featpipe.errors import HeadError, LabelError, StoreError
 from featpipe.heads import head_spec, load_head
 from featpipe.model_selection import capacity, streaming, units_of
 from featpipe.model_selection.holdout import draw
@@ -155,6 +155,35 @@ def test_without_a_split_images_are_held_out_once(tmp_path: Path) -> None:
     assert len(head.report["data"]["keys"]) == ROWS - n
 
 
+@pytest.mark.parametrize(
+    ("images", "splits", "said"),
+    [
+        (
+            2,
+            ["train"] * 6 + ["test"] * 3,
+            "no class has three distinct images or groups, so none can be held out to watch the "
+            "passes: add images, or leave out --stream",
+        ),
+        (
+            3,
+            None,
+            "no class has four distinct images or groups, so none can be held out for an estimate: "
+            "put some into a split named test, or leave out --stream",
+        ),
+    ],
+)
+def test_too_few_images_to_hold_any_out_are_a_sentence(
+    tmp_path: Path, images: int, splits: list[str] | None, said: str
+) -> None:
+    """Before anything is fitted."""
+    X, _ = rows(9)
+    y = np.tile(np.arange(3), 3) if splits else np.repeat(np.arange(3), images)
+    made = make_store(tmp_path / "s", X, [f"c{k}" for k in y], splits=splits, dtype="float16")
+    with pytest.raises(LabelError) as caught:
+        fit(made, stream=True)
+    assert str(caught.value) == said
+
+
 def test_many_rows_have_a_part_before_all(store: EmbeddingStore, monkeypatch) -> None:
     """The table says on how many images each C was judged; the last is all, and is the head's."""
     monkeypatch.setattr(streaming, "SAMPLE_NUMBERS", 200 * COLUMNS)
@@ -215,7 +244,7 @@ def test_units_of_long_keys_are_those_of_short_ones() -> None:
         ("svm", 10**9, True, True),
         ("ridge", 8_000, None, False),
         ("ridge", 0, False, False),
-        ("knn", 0, None, False),
+        ("knn", 0, False, False),
     ],
 )
 def test_size_decides_unless_the_user_does(head, available, wanted, expected) -> None:
@@ -236,7 +265,8 @@ def test_other_heads_are_told_what_to_do(store: EmbeddingStore, monkeypatch) -> 
         fit(store, "lda")
     assert str(caught.value) == (
         "lda needs all 2,000 vectors in memory at once, 0.6 MB at least, and 0.6 MB are free: take "
-        "--head logreg or svm, which read them from the store in each pass, or fit on fewer images"
+        "--head logreg or svm, which read them from the store in each pass, fit on fewer images, "
+        "or try it all the same with --no-stream"
     )
     assert fit(store).report["notes"][0] == READ[1]
 

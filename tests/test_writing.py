@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from featpipe import load_backbone
 from featpipe.backbones.card import BackboneCard
-from featpipe.backbones.writing import require_one_file, write_backbone
+from featpipe.backbones.writing import _keep_padding, require_one_file, write_backbone
 from featpipe.errors import BackboneError
 from featpipe.types import Pixels, ResizeRule, Vectors
 
@@ -54,6 +54,30 @@ def expected(images: Pixels) -> list[Vectors]:
     padded = np.pad(numbers, ((0, 0), (0, 0), (1, 1), (1, 1)))[:, :, :SIDE, :SIDE]
     windows = padded.reshape(len(images), 3, 4, 3, 4, 3)
     return [windows.max(axis=(3, 5)).reshape(len(images), -1)]
+
+
+def test_a_constant_of_zero_is_found_and_older_paddings_are_left_alone() -> None:
+    """Other exporters write the value as a node; before opset 11 it is an attribute."""
+    model = padded_pool(0.0)
+    graph = model.graph
+    value = next(i for i in graph.initializer if i.name == "value")
+    graph.node.insert(0, helper.make_node("Constant", [], ["value"], value=value))
+    graph.initializer.remove(value)
+    _keep_padding(graph)
+    onnx.checker.check_model(model)
+    assert next(n for n in graph.node if n.op_type == "Pad").input[2] == "padded_next_to_zero"
+    old = helper.make_graph(
+        [
+            helper.make_node("Pad", ["x"], ["y"], pads=[0, 0, 1, 1, 0, 0, 1, 1]),
+            helper.make_node("MaxPool", ["y"], ["z"], kernel_shape=[3, 3]),
+        ],
+        "old",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 6, 6])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 1, 6, 6])],
+    )
+    before = old.SerializeToString()
+    _keep_padding(old)
+    assert old.SerializeToString() == before
 
 
 @pytest.mark.parametrize("value", [None, 0.0])

@@ -128,12 +128,18 @@ def _keep_padding(graph: onnx.GraphProto) -> None:
         for i in graph.initializer
         if i.data_type == onnx.TensorProto.FLOAT and not onnx.numpy_helper.to_array(i).any()
     }
+    constants = {
+        node.output[0] for node in graph.node if node.op_type == "Constant" and _is_zero(node)
+    }
     replaced = set()
     for node in graph.node:
-        if node.op_type != "Pad" or node.output[0] not in pooled or _mode(node) != "constant":
+        # Before opset 11 a padding is no input; ONNX Runtime leaves that one alone.
+        if node.op_type != "Pad" or len(node.input) < 2 or _mode(node) != "constant":
+            continue
+        if node.output[0] not in pooled:
             continue
         value = node.input[2] if len(node.input) > 2 else ""
-        if value and value not in zeros:
+        if value and value not in zeros.keys() | constants:
             continue
         name = f"{node.output[0]}_next_to_zero"
         graph.initializer.append(
@@ -144,8 +150,21 @@ def _keep_padding(graph: onnx.GraphProto) -> None:
         del node.input[:]
         node.input.extend(inputs)
     used = {name for node in graph.node for name in node.input}
-    for name in replaced - used:
+    for name in (replaced & zeros.keys()) - used:
         graph.initializer.remove(zeros[name])
+
+
+def _is_zero(node: onnx.NodeProto) -> bool:
+    """Tell whether a constant is a float32 zero."""
+    return any(
+        (a.name == "value_float" and a.f == 0)
+        or (
+            a.name == "value"
+            and a.t.data_type == onnx.TensorProto.FLOAT
+            and not onnx.numpy_helper.to_array(a.t).any()
+        )
+        for a in node.attribute
+    )
 
 
 def _mode(node: onnx.NodeProto) -> str:

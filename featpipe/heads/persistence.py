@@ -94,6 +94,7 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> Path:
     model = skops.io.dumps(without_rows(head.pipeline), compression=zipfile.ZIP_DEFLATED)
     what = f"the head {path}"
     with lock(folder / LOCK, what=what, timeout=_LOCK_SECONDS, remove=True):
+        _finish_former(folder)
         rows = write_rows(folder, head.pipeline)
         write_json(folder / STAGED, _record(head, model, rows))
         with atomic_file(folder / MODEL) as file:
@@ -101,6 +102,17 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> Path:
         os.replace(folder / STAGED, folder / RECORD)
         remove_other_rows(folder, rows)
     return folder
+
+
+def _finish_former(folder: Path) -> None:
+    """Put a staged record in place whose model is there: it is the only one that fits it."""
+    try:
+        record = _record_if_there(folder / STAGED)
+        belongs = record is not None and _belongs(record, _read_model(folder / MODEL))
+    except HeadError:
+        return
+    if belongs:
+        os.replace(folder / STAGED, folder / RECORD)
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -211,12 +223,16 @@ def _matching(folder: Path) -> tuple[Record, bytes]:
     # Another process may be saving right now: what changes between two readings is read again.
     for _ in range(_READINGS):
         model = _read_model(folder / MODEL)
-        digest = content_key(model).hex()
         for name in (RECORD, STAGED):
             record = _record_if_there(folder / name)
-            if record is not None and (record.digest, record.n_bytes) == (digest, len(model)):
+            if record is not None and _belongs(record, model):
                 return record, model
     raise damaged(folder / MODEL, f"it is not the file that {RECORD} describes")
+
+
+def _belongs(record: Record, model: bytes) -> bool:
+    """Tell whether a record describes these very bytes."""
+    return (record.digest, record.n_bytes) == (content_key(model).hex(), len(model))
 
 
 def _record_if_there(path: Path) -> Record | None:

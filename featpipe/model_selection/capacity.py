@@ -37,12 +37,12 @@ def streams(spec: HeadSpec, n: int, dimension: int, available: int, wanted: bool
             f"{spec.name} cannot be fitted in passes over a store: take --head logreg or svm, "
             "or leave out --stream"
         )
-    # Neighbours are searched among vectors where they lie.
-    if wanted is None and spec.name != "knn" and _LEAST * size > available:
+    if wanted is None and _LEAST * size > available:
         raise HeadError(
             f"{spec.name} needs all {n:,} vectors in memory at once, {gigabytes(_LEAST * size)} "
             f"at least, and {gigabytes(available)} are free: take --head logreg or svm, which "
-            "read them from the store in each pass, or fit on fewer images"
+            "read them from the store in each pass, fit on fewer images, or try it all the same "
+            "with --no-stream"
         )
     return False
 

@@ -19,6 +19,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featpipe.calibration import as_columns
+from featpipe.errors import LabelError
 from featpipe.heads import HeadSpec
 from featpipe.heads.linear import LossSolver, put_weights
 from featpipe.model_selection.folds import Ints, make_folds
@@ -138,6 +139,7 @@ def fit_streamed(
     """
     n_sample = min(SAMPLE, SAMPLE_NUMBERS // X.shape[1])
     cut = _divided(y, units, n_sample, n_splits, seed, estimate=estimate)
+    _refuse_too_few(cut, estimate=estimate)
     folds = make_folds(y[cut.sample], units[cut.sample], n_splits, seed, classes)
     rows = X[cut.sample]
     chosen = fit_tuned(spec, rows, y[cut.sample], folds, tune=tune, seed=seed, on_fit=on_fit)
@@ -146,6 +148,19 @@ def fit_streamed(
         fitted = passes.go(seed, tune=tune)
     learnt = np.union1d(cut.fit, cut.held)
     return Streamed(fitted, learnt, cut.measured, len(folds), passes.note())
+
+
+def _refuse_too_few(cut: _Cut, *, estimate: bool) -> None:
+    if estimate and not len(cut.measured):
+        raise LabelError(
+            "no class has four distinct images or groups, so none can be held out for an estimate: "
+            "put some into a split named test, or leave out --stream"
+        )
+    if not len(cut.held):
+        raise LabelError(
+            "no class has three distinct images or groups, so none can be held out to watch the "
+            "passes: add images, or leave out --stream"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +260,9 @@ class _Passes:
         """Raise C while the rows that are held out gain; return the last that they gained by."""
         problem = self._problem(part)
         kept, lowest = (C, W, False), np.inf
-        while True:
+        # Classes that are told apart without a mistake gain for ever, and ever less.
+        highest = max(float(parameters["C"]) for parameters in self._spec.grid)
+        while np.isinf(lowest) or highest >= C:
             C = _rounded(C)  # noqa: N806
             W = self._minimum(problem, W, C, _PATH, lowest)  # noqa: N806
             loss = self._judged(W, {"C": C}, len(part)).loss
@@ -254,6 +271,8 @@ class _Passes:
                 return C, W
             kept, lowest = (C, W, self._settled), loss
             C *= _STEP  # noqa: N806
+        C, W, self._settled = kept  # noqa: N806
+        return C, W
 
     def _minimum(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -73,6 +74,21 @@ def test_without_the_package_it_is_pillow_itself(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(resize, "simd", None)
     image = cat()
     assert apart(image, (3.5, 4.5, 200.25, 180.0), 64, "bicubic").max() == 0
+
+
+def test_a_package_without_its_record_is_named_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a program that was packed whole, or for a user who may not read the record."""
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(resize, "version", missing)
+    monkeypatch.setattr(resize, "simd", resize)
+    assert resize.resize_version() == "cykooz.resizer of unknown version"
+    monkeypatch.setattr(resize, "simd", None)
+    assert resize.resize_version().startswith("pillow ")
 
 
 def test_threads_do_not_disturb_each_other() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import PIL
@@ -71,7 +71,10 @@ def resize_version() -> str:
     """Return what does the resizing, and its version."""
     if simd is None:
         return f"pillow {PIL.__version__}"
-    return f"cykooz.resizer {version('cykooz.resizer')}"
+    try:
+        return f"cykooz.resizer {version('cykooz.resizer')}"
+    except PackageNotFoundError:  # Programs that are packed whole leave such records out.
+        return "cykooz.resizer of unknown version"
 
 
 def _cut(image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box]:

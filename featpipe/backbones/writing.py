@@ -17,7 +17,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from featpipe._files import atomic_file, first_line
-from featpipe.backbones._cores import usable_cores
+from featpipe._machine import usable_cores
+from featpipe.backbones._nodes import attribute
 from featpipe.backbones.card import CARD_KEY, BackboneCard
 from featpipe.backbones.contract import INPUT, MAX_FILE_BYTES, check_backbone, with_fingerprint
 from featpipe.backbones.gate import EXPORT_COSINE, compare, photographs, realistic_images
@@ -28,7 +29,8 @@ from featpipe.types import Pixels
 GATE_BATCHES = (1, 8, 2, 33)
 _MANY = 8
 """Images that no working network finds all alike."""
-_NEXT_TO_ZERO = 1e-30
+_NEXT_TO_ZERO = 2.0**-24
+"""The smallest number that 16-bit floats have: a version of the file in these keeps it."""
 _ALIKE = 1e-6
 """Difference of two vectors, relative to their largest number, that is rounding."""
 
@@ -119,24 +121,20 @@ def _keep_padding(graph: onnx.GraphProto) -> None:
     """Keep ONNX Runtime from taking a padding by zeros into the MaxPool that follows it.
 
     What a MaxPool pads with is smaller than any number: where all of a window is negative, its
-    largest value is no longer the zero (BiT's networks; cosine 0.99). A padding by the smallest
-    number that is not zero for a computer is left alone.
+    largest value is no longer the zero (BiT's networks; cosine 0.99). A padding by anything but
+    zero is left alone.
     """
     pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
-    zeros = {
-        i.name: i
-        for i in graph.initializer
-        if i.data_type == onnx.TensorProto.FLOAT and not onnx.numpy_helper.to_array(i).any()
-    }
+    zeros = {i.name: i for i in graph.initializer if _is_zero(i)}
     constants = {
-        node.output[0] for node in graph.node if node.op_type == "Constant" and _is_zero(node)
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Constant"
+        and (attribute(node, "value_float") == 0 or _is_zero(attribute(node, "value")))
     }
     replaced = set()
     for node in graph.node:
-        # Before opset 11 a padding is no input; ONNX Runtime leaves that one alone.
-        if node.op_type != "Pad" or len(node.input) < 2 or _mode(node) != "constant":
-            continue
-        if node.output[0] not in pooled:
+        if node.op_type != "Pad" or node.output[0] not in pooled or not _pads_by_input(node):
             continue
         value = node.input[2] if len(node.input) > 2 else ""
         if value and value not in zeros.keys() | constants:
@@ -154,22 +152,18 @@ def _keep_padding(graph: onnx.GraphProto) -> None:
         graph.initializer.remove(zeros[name])
 
 
-def _is_zero(node: onnx.NodeProto) -> bool:
-    """Tell whether a constant is a float32 zero."""
-    return any(
-        (a.name == "value_float" and a.f == 0)
-        or (
-            a.name == "value"
-            and a.t.data_type == onnx.TensorProto.FLOAT
-            and not onnx.numpy_helper.to_array(a.t).any()
-        )
-        for a in node.attribute
+def _pads_by_input(node: onnx.NodeProto) -> bool:
+    """Tell whether a Pad adds one value: before opset 11, which is left alone, that is no input."""
+    return len(node.input) > 1 and attribute(node, "mode", b"constant") == b"constant"
+
+
+def _is_zero(tensor: onnx.TensorProto | None) -> bool:
+    """Tell whether a tensor is there, of float32, and nothing but zero."""
+    return (
+        tensor is not None
+        and tensor.data_type == onnx.TensorProto.FLOAT
+        and not onnx.numpy_helper.to_array(tensor).any()
     )
-
-
-def _mode(node: onnx.NodeProto) -> str:
-    found = [a.s.decode() for a in node.attribute if a.name == "mode"]
-    return found[0] if found else "constant"
 
 
 def require_one_file(name: str, size: int) -> None:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from featpipe._files import printable
+from featpipe.backbones._nodes import attribute
 from featpipe.backbones.contract import EMBEDDING, INPUT
 from featpipe.backbones.gate import EXPORT_COSINE, compare, photographs
-from featpipe.backbones.importing.graph import View, attribute
+from featpipe.backbones.importing.graph import View
 from featpipe.backbones.importing.options import Arrays
 from featpipe.backbones.importing.original import open_quietly, run_quietly
 from featpipe.errors import BackboneError

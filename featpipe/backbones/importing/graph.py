@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 # What leaves weights what they are, or only brings them into another type.
 _SAME_SHAPE = frozenset({"Identity", "Cast", "DequantizeLinear", "QuantizeLinear"})
@@ -99,14 +99,6 @@ class View:
                 break
             queue += self.image_inputs(node)
         return list(found)
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Return the value of a node's attribute, or ``default``."""
-    for found in node.attribute:
-        if found.name == name:
-            return helper.get_attribute_value(found)
-    return default
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from featpipe.backbones.importing.graph import View, attribute
+from featpipe.backbones._nodes import attribute
+from featpipe.backbones.importing.graph import View
 from featpipe.backbones.importing.options import Arrays
 
 IMAGENET_CLASSES = frozenset({1000, 1001, 21841, 21843})

@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
+from featpipe.backbones._nodes import attribute
 from featpipe.backbones.quantize.prepare import Layer, Prepared
 from featpipe.backbones.quantize.ranges import Range
 from featpipe.backbones.quantize.scales import conv_rows, safe_scales
@@ -124,16 +125,12 @@ def _scales_of(
 ) -> tuple[int, NDArray[np.float32]]:
     """Return the axis of the output channels, and their scales."""
     if node.op_type == "Conv":
-        depthwise = weights.shape[1] == 1 and _attribute(node, "group", 1) == len(weights)
+        depthwise = weights.shape[1] == 1 and attribute(node, "group", 1) == len(weights)
         even = weights.shape[1] % 2 == 0
         return 0, safe_scales(conv_rows(weights), pairs=not depthwise, even=even)
-    if node.op_type == "Gemm" and _attribute(node, "transB", 0):
+    if node.op_type == "Gemm" and attribute(node, "transB", 0):
         return 0, safe_scales(weights)
     return 1, safe_scales(np.ascontiguousarray(weights.T))
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((a.i for a in node.attribute if a.name == name), default)
 
 
 def _hold_in_float(model: onnx.ModelProto, kept: set[str]) -> None:
@@ -155,8 +152,8 @@ def _hold_in_float(model: onnx.ModelProto, kept: set[str]) -> None:
 
 def _input_channels(node: onnx.NodeProto, weights: onnx.TensorProto) -> int:
     if node.op_type == "Conv":
-        return int(weights.dims[1]) * _attribute(node, "group", 1)
-    return int(weights.dims[1 if _attribute(node, "transB", 0) else 0])
+        return int(weights.dims[1] * attribute(node, "group", 1))
+    return int(weights.dims[1 if attribute(node, "transB", 0) else 0])
 
 
 def _by_channel(

@@ -14,7 +14,6 @@ import onnxruntime
 from featpipe._files import printable
 from featpipe.backbones import Backbone, BackboneCard, load_backbone
 from featpipe.backbones.card import QUANTISER
-from featpipe.backbones.contract import read_backbone
 from featpipe.backbones.gate import DEVICE_COSINE, photographs
 from featpipe.backbones.quantize import (
     METHODS,
@@ -170,7 +169,7 @@ class _Quantization:
         progress: ProgressCallback | None,
     ) -> None:
         self._backbone = load_backbone(model, models_dir)
-        self._data = read_backbone(self._backbone.path).data
+        self._data = self._backbone.take_file().data
         self._options, self._progress = options, progress
         name = options.name or default_name(self._backbone.name, options.precision)
         # The card refuses a name that leads elsewhere before it becomes part of a path.

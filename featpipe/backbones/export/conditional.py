@@ -10,17 +10,17 @@ as the mixture of the experts' own convolutions.
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
+from timm.layers import CondConv2d, pad_same
 from torch import nn
 from torch.nn import functional
 
 
 def express_conditional(model: nn.Module) -> nn.Module:
     """Return ``model``, or a copy in which no convolution has a group for each image."""
-    names = [n for n, m in model.named_modules() if type(m).__name__ == "CondConv2d"]
+    names = [n for n, m in model.named_modules() if isinstance(m, CondConv2d)]
     if not names:
         return model
     changed = copy.deepcopy(model)
@@ -33,7 +33,7 @@ def express_conditional(model: nn.Module) -> nn.Module:
 class Mixture(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
     """What a ``CondConv2d`` computes, for any number of images."""
 
-    def __init__(self, conv: Any) -> None:
+    def __init__(self, conv: CondConv2d) -> None:
         super().__init__()
         self.conv = conv
         self.pointwise = (
@@ -54,7 +54,9 @@ class Mixture(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
 
     def _sum(self, x: torch.Tensor, routing: torch.Tensor) -> torch.Tensor:
         conv = self.conv
-        padded = functional.pad(x, self._same(x)) if conv.dynamic_padding else x
+        padded = (
+            pad_same(x, conv.kernel_size, conv.stride, conv.dilation) if conv.dynamic_padding else x
+        )
         padding = (0, 0) if conv.dynamic_padding else conv.padding
         total: Any = 0
         for expert, kernel in enumerate(conv.weight):
@@ -69,13 +71,3 @@ class Mixture(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
             )
             total = total + routing[:, expert, None, None, None] * out
         return total
-
-    def _same(self, x: torch.Tensor) -> list[int]:
-        """Return TensorFlow's padding: left, right, top, bottom; the odd pixel comes last."""
-        padding: list[int] = []
-        for axis in (1, 0):
-            size, stride = x.shape[2 + axis], self.conv.stride[axis]
-            reach = (self.conv.kernel_size[axis] - 1) * self.conv.dilation[axis] + 1
-            missing = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
-            padding += [missing // 2, missing - missing // 2]
-        return padding

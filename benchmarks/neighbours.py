@@ -41,10 +41,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
 
+from featpipe._threads import single_threads
 from featpipe.heads import HEADS, Head, load_head
 from featpipe.heads.neighbours import CosineNeighbours
 from featpipe.model_selection import fit_tuned, make_folds
-from featpipe.neighbours import single_threads
 
 DIMENSION, RANK, CLASSES, K = 1280, 64, 100, 10
 BATCHES = (1, 8, 256)

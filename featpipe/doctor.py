@@ -22,8 +22,8 @@ import onnxruntime
 from PIL import Image
 from platformdirs import user_cache_path
 
-from featpipe import __version__
-from featpipe.backbones import Backbone, _cores, load_backbone
+from featpipe import __version__, _machine
+from featpipe.backbones import Backbone, load_backbone
 from featpipe.backbones._driver import is_installed
 from featpipe.backbones._runtime import MEND_WHEELS
 from featpipe.backbones.coreml import COREML
@@ -216,14 +216,14 @@ def find_warnings(wheels: tuple[str, ...], processor: Processor) -> list[str]:
 def describe_processor() -> Processor:
     """Return the processor, and what of it this process may use."""
     return Processor(
-        model=_cores.cpu_model(),
-        features=_cores.cpu_features(),
+        model=_machine.cpu_model(),
+        features=_machine.cpu_features(),
         cores=os.cpu_count() or 1,
-        allowed=_cores.allowed_cores(),
-        quota=_cores.cpu_quota(),
-        usable=_cores.usable_cores(),
-        memory=_cores.total_memory(),
-        memory_limit=_cores.memory_limit(),
+        allowed=_machine.allowed_cores(),
+        quota=_machine.cpu_quota(),
+        usable=_machine.usable_cores(),
+        memory=_machine.total_memory(),
+        memory_limit=_machine.memory_limit(),
     )
 
 
@@ -244,7 +244,7 @@ def measure_speed(session: Session, seconds: float) -> Speed:
         batch = [_decode(photos[i % len(photos)], rule) for i in range(len(images))]
         return len(session.run(_stack(batch)))
 
-    threads = _cores.usable_cores()
+    threads = _machine.usable_cores()
     decode_rate, model_rate = _rate(decode, part), _rate(infer, part)
     if session.uses_cores:
         expected = threads / (1 / decode_rate + 1 / model_rate)

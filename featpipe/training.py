@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe._files import printable
-from featpipe._memory import available_memory
+from featpipe._machine import available_memory
 from featpipe.errors import LabelError
 from featpipe.heads import Head, HeadSpec, head_spec
 from featpipe.heads.persistence import data_digest, short_key

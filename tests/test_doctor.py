@@ -14,7 +14,8 @@ import pytest
 from conftest import Result
 from fake_devices import disagree, install, start_fakes
 
-from featpipe.backbones import _cores, cuda, load_backbone, session, usable_cores
+from featpipe import _machine
+from featpipe.backbones import cuda, load_backbone, session, usable_cores
 from featpipe.backbones._driver import Driver, Gpu, Library, ask_driver
 from featpipe.backbones.cuda import CudaFacts
 from featpipe.backbones.runner import Amiss
@@ -109,8 +110,8 @@ def test_a_containers_limits_are_read(
     """Control groups of both versions, from inside and from the host."""
     write(tmp_path / "cgroup", files)
     write(tmp_path, {"own": own})
-    assert _cores.cpu_quota(tmp_path / "cgroup", tmp_path / "own") == quota
-    assert _cores.memory_limit(tmp_path / "cgroup", tmp_path / "own") == memory
+    assert _machine.cpu_quota(tmp_path / "cgroup", tmp_path / "own") == quota
+    assert _machine.memory_limit(tmp_path / "cgroup", tmp_path / "own") == memory
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(None, 4), (2.0, 2), (1.5, 2), (0.2, 1), (64.0, 4)])
@@ -118,8 +119,8 @@ def test_usable_cores_are_the_smaller_of_mask_and_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
 ) -> None:
     """Part of a core counts as one; there is always one."""
-    monkeypatch.setattr(_cores, "allowed_cores", lambda: 4)
-    monkeypatch.setattr(_cores, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(_machine, "allowed_cores", lambda: 4)
+    monkeypatch.setattr(_machine, "cpu_quota", lambda: quota)
     assert usable_cores() == cores
 
 
@@ -140,22 +141,22 @@ def test_an_affinity_mask_is_respected() -> None:
 def test_processor_features_are_read(tmp_path: Path) -> None:
     """Both families are known; where the system tells nothing, nothing is claimed."""
     write(tmp_path, {"x86": X86, "arm": "Features : fp asimd asimddp\n", "none": "\n"})
-    assert _cores.cpu_features(tmp_path / "x86") == {
+    assert _machine.cpu_features(tmp_path / "x86") == {
         "AVX2": True,
         "AVX-512": True,
         "VNNI": True,
         "BF16": False,
         "AMX": False,
     }
-    assert _cores.cpu_features(tmp_path / "arm") == {
+    assert _machine.cpu_features(tmp_path / "arm") == {
         "NEON": True,
         "dot product": True,
         "BF16": False,
         "SVE": False,
     }
-    assert _cores.cpu_features(tmp_path / "none") == _cores.cpu_features(tmp_path / "no") == {}
-    assert _cores.cpu_model(tmp_path / "x86") == "Some CPU"
-    assert _cores.cpu_model(tmp_path / "none")
+    assert _machine.cpu_features(tmp_path / "none") == _machine.cpu_features(tmp_path / "no") == {}
+    assert _machine.cpu_model(tmp_path / "x86") == "Some CPU"
+    assert _machine.cpu_model(tmp_path / "none")
 
 
 def test_this_machine_can_be_described() -> None:
@@ -331,9 +332,9 @@ def test_every_device_has_its_line(run_cli: Callable[..., Result]) -> None:
         assert devices["openvino"] == (
             "no: the package openvino is not installed: run pip install 'featpipe[openvino]'"
         )
-    elif _cores.cpu_features().get("BF16") is False:
+    elif _machine.cpu_features().get("BF16") is False:
         assert devices["openvino"] == (
-            f"works: fp32; no bf16: this processor ({_cores.cpu_model()}) does not accelerate "
+            f"works: fp32; no bf16: this processor ({_machine.cpu_model()}) does not accelerate "
             "bf16, which takes AVX512-BF16 or AMX: use --precision fp32"
         )
 

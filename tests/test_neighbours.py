@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 from vectors import demo_vectors
 
-from featpipe.neighbours import Rows, search, single_threads, widen
+from featpipe._threads import single_threads
+from featpipe.neighbours import Rows, search, widen
 from featpipe.neighbours.rows import lengths
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from onnx import helper
 from test_backbones import edited
 
-from featpipe.backbones import Backbone, _cores, load_backbone, openvino, session, usable_cores
+from featpipe import _machine
+from featpipe.backbones import Backbone, load_backbone, openvino, session, usable_cores
 from featpipe.backbones._driver import is_installed
 from featpipe.backbones.card import CARD_KEY
 from featpipe.backbones.contract import read_backbone, with_fingerprint
@@ -60,8 +61,8 @@ def tiny(tiny_backbone: Path) -> Backbone:
 def processor(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """A processor that accelerates bf16; its features can be changed."""
     features = {"AVX2": True, "BF16": True, "AMX": False}
-    monkeypatch.setattr(_cores, "cpu_features", lambda: features)
-    monkeypatch.setattr(_cores, "cpu_model", lambda: "Some CPU")
+    monkeypatch.setattr(_machine, "cpu_features", lambda: features)
+    monkeypatch.setattr(_machine, "cpu_model", lambda: "Some CPU")
     return features
 
 
@@ -183,13 +184,13 @@ def test_without_bf16_the_session_is_fp32_and_says_so(
     assert opened.uses_cores
     assert opened.why == (
         f"running on openvino {version}, fp32 (it was asked for; no bf16: this processor "
-        f"({_cores.cpu_model()}) does not accelerate bf16, which takes AVX512-BF16 or AMX)"
+        f"({_machine.cpu_model()}) does not accelerate bf16, which takes AVX512-BF16 or AMX)"
     )
     assert opened.versions == {
         "openvino": version,
         "provider": "openvino",
-        "processor": _cores.cpu_model(),
-        "instructions": " ".join(name for name, has in _cores.cpu_features().items() if has),
+        "processor": _machine.cpu_model(),
+        "instructions": " ".join(name for name, has in _machine.cpu_features().items() if has),
     }
     assert capfd.readouterr() == ("", "")
 
@@ -216,7 +217,7 @@ def test_bf16_on_a_processor_without_it_is_refused(
     result = run_cli("embed", photos, "--device", device, "--precision", "bf16")
     assert (result.code, result.out) == (6, "")
     assert result.err == (
-        f"Error: OpenVINO cannot be used: this processor ({_cores.cpu_model()}) does not "
+        f"Error: OpenVINO cannot be used: this processor ({_machine.cpu_model()}) does not "
         "accelerate bf16, which takes AVX512-BF16 or AMX: use --precision fp32\n"
     )
 

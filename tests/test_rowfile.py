@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
+from test_persistence import damaged, refused
 from vectors import card, make_store, small
 
-from featpipe.errors import HeadError, WriteError
+from featpipe.errors import WriteError
 from featpipe.heads import HEADS, Head, load_head, persistence, save_head
 from featpipe.heads.rowfile import is_rows_file
 from featpipe.training import fit
-
-AGAIN = "fit the head again"
 
 
 @lru_cache
@@ -49,17 +48,6 @@ def saved(tmp_path: Path) -> Path:
 def rows_of(folder: Path) -> Path:
     (path,) = (path for path in folder.iterdir() if is_rows_file(path.name))
     return path
-
-
-def refused(folder: Path) -> str:
-    with pytest.raises(HeadError) as caught:
-        load_head(folder)
-    assert caught.value.exit_code == 7
-    return str(caught.value)
-
-
-def damaged(path: Path, why: str) -> str:
-    return f"{path} is damaged ({why}): {AGAIN}"
 
 
 def edit(folder: Path, **changes: object) -> None:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from onnx import helper
 from test_backbones import edited
 
-from featpipe.backbones import Backbone, _cores, load_backbone, onnx_session, session
+from featpipe import _machine
+from featpipe.backbones import Backbone, load_backbone, onnx_session, session
 from featpipe.backbones._driver import ask_driver
 from featpipe.backbones.contract import read_backbone
 from featpipe.backbones.cuda import installed_wheels
@@ -260,8 +261,8 @@ def test_auto_without_better_devices_is_the_cpu_and_says_why(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line: what runs, and why nothing better."""
-    monkeypatch.setattr(_cores, "cpu_features", lambda: {"AVX2": True, "BF16": False})
-    monkeypatch.setattr(_cores, "cpu_model", lambda: "Some CPU")
+    monkeypatch.setattr(_machine, "cpu_features", lambda: {"AVX2": True, "BF16": False})
+    monkeypatch.setattr(_machine, "cpu_model", lambda: "Some CPU")
     assert tiny.open_session().why == (
         "running on cpu, fp32 (no CUDA: no NVIDIA driver is found on this machine; no OpenVINO in "
         "bf16: this processor (Some CPU) does not accelerate bf16, which takes AVX512-BF16 or AMX)"

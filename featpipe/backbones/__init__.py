@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featpipe._files import printable
-from featpipe.backbones._cores import usable_cores
+from featpipe._machine import usable_cores
 from featpipe.backbones._runtime import broken_runtime
 from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.contract import BackboneFile, read_backbone

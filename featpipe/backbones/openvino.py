@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe import _machine
 from featpipe._files import first_line
-from featpipe.backbones import _cores
 from featpipe.backbones._driver import is_installed
 from featpipe.backbones.contract import EMBEDDING, INPUT, BackboneFile
 from featpipe.backbones.runner import Amiss, Precision, Started
@@ -107,7 +107,7 @@ def obstacle(_index: int, precision: Precision) -> Amiss | None:
     """Return what keeps OpenVINO from being used here in this precision, or None."""
     if precision == "bf16" and accelerates_bf16() is False:
         return Amiss(
-            f"this processor ({_cores.cpu_model()}) does not accelerate bf16, which takes "
+            f"this processor ({_machine.cpu_model()}) does not accelerate bf16, which takes "
             "AVX512-BF16 or AMX",
             "use --precision fp32",
         )
@@ -129,7 +129,7 @@ def obstacle(_index: int, precision: Precision) -> Amiss | None:
 
 def accelerates_bf16() -> bool | None:
     """Tell whether the processor computes in bf16; None where the system does not tell."""
-    features = _cores.cpu_features()
+    features = _machine.cpu_features()
     if not features:
         return None
     return any(features.get(name, False) for name in _ACCELERATORS)
@@ -144,7 +144,7 @@ def start(file: BackboneFile, _index: int, precision: Precision) -> Started:
         When OpenVINO does not compile it, or computes in another precision.
     """
     try:
-        runner = OpenVinoRunner(_core(), file.data, precision, _cores.usable_cores())
+        runner = OpenVinoRunner(_core(), file.data, precision, _machine.usable_cores())
     except Exception as exc:
         # The front end for ONNX raises classes of its own.
         raise DeviceError(
@@ -159,8 +159,8 @@ def start(file: BackboneFile, _index: int, precision: Precision) -> Started:
     versions = {
         "openvino": version(),
         "provider": "openvino",
-        "processor": _cores.cpu_model(),
-        "instructions": " ".join(name for name, has in _cores.cpu_features().items() if has),
+        "processor": _machine.cpu_model(),
+        "instructions": " ".join(name for name, has in _machine.cpu_features().items() if has),
     }
     return Started(runner, versions, f"openvino {version()}")
 

@@ -15,8 +15,9 @@ from sklearn.preprocessing import Normalizer
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featpipe._threads import single_threads
 from featpipe.heads.arrays import arrays_digest
-from featpipe.neighbours import Rows, search, single_threads
+from featpipe.neighbours import Rows, search
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

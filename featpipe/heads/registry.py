@@ -52,6 +52,9 @@ class HeadSpec:
         What is used without tuning.
     solver : Solver, optional
         A faster way to the same.
+    copies : int
+        How many times the vectors, as float32, are in memory at a time while they are learnt
+        on, at most.
     """
 
     name: str
@@ -61,6 +64,7 @@ class HeadSpec:
     grid: tuple[Parameters, ...]
     default: Parameters
     solver: Solver | None = None
+    copies: int = 2
 
     def pipeline(self, parameters: Parameters, seed: int) -> Pipeline:
         """Return the unfitted pipeline of scaling and estimator."""
@@ -119,6 +123,7 @@ _SPECS = (
         _grid("C", _powers(-4.5, 3)),
         {"C": 0.1},
         LOGISTIC,
+        copies=4,  # as float32, standardised or scaled, by fold, and a block's
     ),
     HeadSpec(
         "svm",
@@ -130,6 +135,7 @@ _SPECS = (
         _grid("C", _powers(-2.5, 2)),
         {"C": 3.16},
         HINGE,
+        copies=4,  # as float32, standardised or scaled, by fold, and a block's
     ),
     HeadSpec(
         "svm-rbf",
@@ -156,6 +162,7 @@ _SPECS = (
         _grid("alpha", _powers(-3, 2)[::-1]),
         {"alpha": 1.0},
         RIDGE,
+        copies=6,  # float64 takes two, and its products are made from columns side by side
     ),
     HeadSpec(
         "lda",

@@ -6,11 +6,6 @@ from featpipe.errors import HeadError
 from featpipe.heads import HeadSpec
 from featpipe.model_selection.streaming import can_stream
 
-COPIES = 4
-"""Vectors as float32, standardised, by fold, and those of a fold's fit: at most at a time."""
-_LEAST = 2
-"""Copies that every other head makes at least."""
-
 
 def streams(spec: HeadSpec, n: int, dimension: int, available: int, wanted: bool | None) -> bool:
     """Decide whether a head is fitted in passes over a store.
@@ -29,20 +24,20 @@ def streams(spec: HeadSpec, n: int, dimension: int, available: int, wanted: bool
     HeadError
         When the head cannot be fitted in passes and that is wanted, or needed.
     """
-    size = 4 * n * dimension
+    needed = spec.copies * 4 * n * dimension
     if can_stream(spec):
-        return COPIES * size > available if wanted is None else wanted
+        return needed > available if wanted is None else wanted
     if wanted:
         raise HeadError(
             f"{spec.name} cannot be fitted in passes over a store: take --head logreg or svm, "
             "or leave out --stream"
         )
-    if wanted is None and _LEAST * size > available:
+    if wanted is None and needed > available:
         raise HeadError(
-            f"{spec.name} needs all {n:,} vectors in memory at once, {gigabytes(_LEAST * size)} "
-            f"at least, and {gigabytes(available)} are free: take --head logreg or svm, which "
-            "read them from the store in each pass, fit on fewer images, or try it all the same "
-            "with --no-stream"
+            f"{spec.name} needs all {n:,} vectors in memory at once, {gigabytes(needed)} "
+            f"with its copies of them, and {gigabytes(available)} are free: take --head logreg or "
+            "svm, which read them from the store in each pass, fit on fewer images, or try it all "
+            "the same with --no-stream"
         )
     return False
 

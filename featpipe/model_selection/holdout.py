@@ -38,7 +38,15 @@ def draw(y: Ints, units: Ints, n_wanted: int, seed: int, *, least: int = 1, keep
     drawn[order] = taken
     if keep:
         _put_back(drawn, y, member)
+    else:
+        _bring_in(drawn, y, member, least)
     return np.flatnonzero(drawn[member])
+
+
+def _bring_in(drawn: Ints, y: Ints, member: Ints, least: int) -> None:
+    """Add units of classes that are in none: a class may stand first in no unit."""
+    for lacking in np.setdiff1d(y, y[drawn[member]]):
+        drawn[np.unique(member[y == lacking])[:least]] = True
 
 
 def _put_back(drawn: Ints, y: Ints, member: Ints) -> None:

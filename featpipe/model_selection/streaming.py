@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from featpipe._threads import threads
 from featpipe.calibration import as_columns
 from featpipe.errors import LabelError
 from featpipe.heads import HeadSpec
@@ -31,7 +32,6 @@ from featpipe.model_selection.tuning import (
     OnFit,
     fit_tuned,
     quiet_and_single,
-    threads,
 )
 from featpipe.solvers.lbfgs import Found
 from featpipe.solvers.losses import Array
@@ -224,6 +224,7 @@ class _Passes:
         self._scale = scaling(self._scaler)
         self._sample = self._scale(rows)
         self._held = self._blocks(cut.held)
+        self._y_held = np.concatenate([block.y for block in self._held])
 
     def go(self, seed: int, *, tune: bool) -> Fitted:
         """Return the head of all rows."""
@@ -267,8 +268,7 @@ class _Passes:
             W = self._minimum(problem, W, C, _PATH, lowest)  # noqa: N806
             loss = self._judged(W, {"C": C}, len(part)).loss
             if loss >= lowest:
-                C, W, self._settled = kept  # noqa: N806
-                return C, W
+                break
             kept, lowest = (C, W, self._settled), loss
             C *= _STEP  # noqa: N806
         C, W, self._settled = kept  # noqa: N806
@@ -308,10 +308,6 @@ class _Passes:
             }
         )
         return candidate
-
-    @property
-    def _y_held(self) -> Ints:
-        return np.concatenate([block.y for block in self._held])
 
     def _scores(self, W: Array) -> Floats:  # noqa: N803
         """Return the scores of the rows that are held out, (m, K)."""

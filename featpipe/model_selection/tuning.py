@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
+from featpipe._threads import threads
 from featpipe.calibration import fit_temperature, log_losses, to_probabilities
 from featpipe.heads import HeadSpec
 from featpipe.heads.registry import class_scores
@@ -242,17 +243,6 @@ def _has_risen(candidates: Sequence[Candidate]) -> bool:
     best = min(candidates[:-2], key=lambda candidate: candidate.loss)
     worse = [candidate.losses - best.losses for candidate in candidates[-2:]]
     return all(d.mean() > 2 * d.std() / math.sqrt(len(d)) for d in worse)
-
-
-@contextmanager
-def threads() -> Iterator[Executor | None]:
-    """Yield threads for blocks of rows, or None where there is one core."""
-    n_threads = joblib.cpu_count()
-    if n_threads == 1:
-        yield None
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        yield pool
 
 
 @contextmanager

@@ -2,6 +2,5 @@
 
 from featpipe.neighbours.rows import Rows, widen
 from featpipe.neighbours.searching import search
-from featpipe.neighbours.threads import single_threads
 
-__all__ = ["Rows", "search", "single_threads", "widen"]
+__all__ = ["Rows", "search", "widen"]

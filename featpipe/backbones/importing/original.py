@@ -18,7 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from featpipe._files import first_line, printable
-from featpipe.backbones._cores import usable_cores
+from featpipe._machine import usable_cores
 from featpipe.backbones.gate import photographs
 from featpipe.backbones.importing.options import Arrays, Part, Reads
 from featpipe.backbones.importing.reading import too_large

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from featpipe.backbones._cores import usable_cores
+from featpipe._machine import usable_cores
 from featpipe.backbones.contract import EMBEDDING, INPUT
 from featpipe.backbones.onnx_session import CPU, take_exact_integers
 from featpipe.types import Pixels, Vectors

@@ -8,11 +8,16 @@ from __future__ import annotations
 import math
 import os
 import platform
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+_PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
+_UNKNOWN = 16 * 2**30
+"""Bytes that are assumed where the operating system says nothing of memory."""
 
 # What makes a backbone faster, and the names that Linux has for it; any of them will do.
 _FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -79,6 +84,63 @@ def total_memory() -> int | None:
         return None
 
 
+def available_memory(proc: Path = _PROC, root: Path = _CGROUP) -> int:
+    """Return the bytes that this process may still take.
+
+    The least of what the machine has free, what the control groups of the process leave, and
+    what its own limits of address space and of data do. Where none of them is known it is the
+    machine's memory.
+    """
+    free = _sizes(proc / "meminfo").get("MemAvailable")
+    bounds = [*_left_by_limits(_sizes(proc / "self" / "status"))]
+    bounds += _left_by_groups(root, proc / "self" / "cgroup")
+    if free is not None:
+        bounds.append(free)
+    return max(min(bounds, default=total_memory() or _UNKNOWN), 0)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Return the sizes, in bytes, of a file with lines such as ``VmData:  1024 kB``."""
+    found = {}
+    for line in _lines(path):
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if len(words) == 2 and words[1] == "kB":
+            found[name] = int(words[0]) * 1024
+    return found
+
+
+def _left_by_limits(own: dict[str, int]) -> Iterator[int]:
+    if sys.platform == "win32":
+        return
+    # There is no such module on Windows.
+    import resource  # noqa: PLC0415
+
+    for limit, taken in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY and taken in own:
+            yield most - own[taken]
+
+
+def _left_by_groups(root: Path, own: Path) -> Iterator[int]:
+    for folder in _group_folders(root, own, "memory"):
+        limit = _number(_words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes"))
+        used = _number(
+            _words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes")
+        )
+        if limit and used:
+            yield limit - used + _cached(folder)
+
+
+def _cached(group: Path) -> int:
+    """Return the bytes of a group that hold files and are given up when they are needed."""
+    for line in _lines(group / "memory.stat"):
+        name, _, value = line.partition(" ")
+        if name in {"inactive_file", "total_inactive_file"} and value.isdigit():
+            return int(value)
+    return 0
+
+
 def cpu_features(cpuinfo: Path = _CPUINFO) -> dict[str, bool]:
     """Return which of the instruction sets that matter the processor has; {}: not known."""
     for kind, field in (("x86", "flags"), ("arm", "Features")):
@@ -129,7 +191,7 @@ def _words(path: Path) -> list[str]:
     return " ".join(_lines(path)).split()
 
 
-def _number(words: list[str], index: int) -> int | None:
+def _number(words: list[str], index: int = 0) -> int | None:
     """Return a positive number; "max" and -1 mean that there is no limit."""
     word = words[index] if index < len(words) else ""
     return int(word) if word.isdigit() and int(word) > 0 else None

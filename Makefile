@@ -38,7 +38,6 @@ bench-gpu:  ## ResNet-50 on this machine's GPU beside torch (MODELS: folder with
 	$(PYTHON) benchmarks/gpu.py --models-dir $(MODELS)
 
 bench-docs:  ## the figures of docs/heads.md and docs/quantisation.md
-	$(PYTHON) benchmarks/embed.py
 	$(PYTHON) benchmarks/heads.py
 	$(PYTHON) benchmarks/quantize.py efficientnet_lite0
 

@@ -13,10 +13,14 @@ import platform
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from featpipe._machine import cpu_features, cpu_model, usable_cores
 
 HERE = Path(__file__).resolve().parent
 PEERS = Path(os.environ.get("FEATPIPE_BENCH_PEERS", HERE.parent / "build" / "peers"))
@@ -49,6 +53,11 @@ class Contender:
     rates: list[float] = field(default_factory=list)
     memory: int = 0
     problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was measured; options hold folders of this machine, which mean nothing."""
+        values = {name: value for name, value in asdict(self).items() if name != "options"}
+        return {**values, "rate": self.rate, "spread": self.spread}
 
     @property
     def rate(self) -> float:
@@ -123,30 +132,16 @@ def compete(contenders: list[Contender], paths: list[str], repetitions: int) -> 
 
 def machine() -> dict[str, Any]:
     """Describe the machine and the packages that decide how fast it is."""
-    found = {}
+    features, found = cpu_features().items(), {}
     for name in ("onnxruntime-gpu", "onnxruntime", "openvino", "pillow", "scikit-learn", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "processor": f"{cpu_model()} ({', '.join(name for name, has in features if has)})",
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "packages": found,
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-
-
-def _processor() -> str:
-    """Return the processor's name and what of its instructions matters here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    values = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
-    flags = set(values.get("flags", "").split())
-    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile")
-    return f"{values.get('model name', 'unknown')} ({', '.join(f for f in known if f in flags)})"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from arena import Contender, compete, machine
@@ -78,7 +77,7 @@ def main() -> None:
         shown = f"{c.rate:,.1f} | ± {c.spread:.0%}" if c.rates else f"not run: {c.problem} |"
         print(f"| {c.name} | {shown} |")
     if arguments.json:
-        rows = [{**asdict(c), "rate": c.rate, "spread": c.spread} for c in field]
+        rows = [c.to_json() for c in field]
         content = {"machine": machine(), "gpu": rows}
         arguments.json.write_text(json.dumps(content, indent=2), encoding="utf-8")
     if not any(c.rates for c in field):

@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,7 @@ def measure(
         "backbone": name,
         "photographs": what,
         "repetitions": repetitions,
-        "contenders": [{**asdict(c), "rate": c.rate, "spread": c.spread} for c in field],
+        "contenders": [c.to_json() for c in field],
         "limit": limit(rates),
         "ratios": dict(ratios(rates)),
     }

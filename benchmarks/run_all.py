@@ -24,6 +24,8 @@ RESULTS, PAGE, CHART = HERE / "results.json", HERE / "RESULTS.md", HERE / "resul
 # Section: title, script and arguments, what --quick adds.
 SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
     "pipeline": ("Images a second", ["pipeline.py"], ["--repetitions", "1", "--images", "16"]),
+    "decode": ("Decoding", ["decode.py"], ["--repetitions", "1", "--no-vectors"]),
+    "startup": ("Starting up", ["startup.py"], ["--repetitions", "1"]),
     "heads": (
         "Tuned linear heads",
         ["heads_at_size.py"],
@@ -140,7 +142,7 @@ def main() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name in arguments.only or SECTIONS:
         extra = list(SECTIONS[name][2]) if arguments.quick else []
-        if name == "pipeline" and arguments.models_dir:
+        if name in {"pipeline", "startup"} and arguments.models_dir:
             extra += ["--models-dir", str(arguments.models_dir)]
         extra += arguments.further
         print(f"== {name}", file=sys.stderr, flush=True)

@@ -62,20 +62,15 @@ def naive(model: str) -> Run:
     """Decode in full, resize, crop, in batches of 32, on a session with default options."""
     import numpy as np
     import onnxruntime
-    from PIL import Image
 
     from featpipe.backbones import load_backbone
-    from featpipe.images.geometry import resized_size
-    from featpipe.images.resize import FILTERS
 
     backbone = load_backbone(model)
     rule = backbone.card.resize
     session = onnxruntime.InferenceSession(backbone.path, providers=["CPUExecutionProvider"])
 
     def square(path: str) -> Any:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-        image = image.resize(resized_size(*image.size, rule), FILTERS[rule.interpolation])
+        image = whole_image(path, rule)
         left, top = (image.width - rule.crop) // 2, (image.height - rule.crop) // 2
         return np.asarray(image.crop((left, top, left + rule.crop, top + rule.crop)))
 
@@ -85,6 +80,18 @@ def naive(model: str) -> Run:
             session.run(["embedding"], {"images": batch})
 
     return run
+
+
+def whole_image(path: str, rule: Any) -> Any:
+    """Decode in full and resize all of the image, with Pillow alone."""
+    from PIL import Image
+
+    from featpipe.images.geometry import resized_size
+    from featpipe.images.resize import FILTERS
+
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    return image.resize(resized_size(*image.size, rule), FILTERS[rule.interpolation])
 
 
 def model_only(
@@ -126,22 +133,13 @@ def decode_only(model: str) -> Run:
 
 def reference_decode(model: str) -> Run:
     """Decode in full and resize all of the image with Pillow, on all cores."""
-    from PIL import Image
-
     from featpipe.backbones import load_backbone
-    from featpipe.images.geometry import resized_size
-    from featpipe.images.resize import FILTERS
 
     rule = load_backbone(model).card.resize
 
-    def one(path: str) -> None:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-        image.resize(resized_size(*image.size, rule), FILTERS[rule.interpolation])
-
     def run(paths: list[str]) -> None:
         with ThreadPoolExecutor(CORES) as pool:
-            list(pool.map(one, paths))
+            list(pool.map(lambda path: whole_image(path, rule), paths))
 
     return run
 

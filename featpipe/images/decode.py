@@ -119,7 +119,9 @@ def _decode_opened(image: Image.Image, rule: ResizeRule) -> Decoded | Failure:
     stored = (box[0] / scale_x, box[1] / scale_y, box[2] / scale_x, box[3] / scale_y)
     square = resize_box(colours, stored, rule.crop, rule.interpolation)
     upright = turn_upright(square, orientation)
-    return Decoded(np.asarray(upright.convert("RGB")), width, height)
+    # Converting what is RGB already would copy it.
+    rgb = upright if upright.mode == "RGB" else upright.convert("RGB")
+    return Decoded(np.asarray(rgb), width, height)
 
 
 def _scale(full: int, drafted: int) -> int:

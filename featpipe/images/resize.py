@@ -2,9 +2,9 @@
 
 Pillow resizes a photograph along its rows first, then down its columns, and rounds to 8 bits
 in between; the order can be seen where a filter overshoots black or white. Given a box it
-may take the other order (since 13, where columns shrink more than twice as much as rows).
-So the passes are asked for one by one. ``cykooz.resizer`` has the same filters and works
-down the columns first: the box is turned on its side before, and back after.
+may take the other order (since 13, where columns shrink more than twice as much as rows), and
+``cykooz.resizer``, which has the same filters, always does. So the passes are asked for one
+by one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ _SIMD_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "l
 _WIDEST = 3.0
 """Radius of the widest filter (Lanczos), in pixels of the target."""
 
-_TURN = Image.Transpose.TRANSPOSE
 # A resizer keeps its buffers between calls and belongs to one thread.
 _own = threading.local()
 
@@ -52,19 +51,34 @@ def resize_box(
     box : (left, top, right, bottom)
         In pixels of ``image``, fractional. The filter looks beyond it where it needs to.
     """
-    area, (left, top, right, bottom) = _cut(image, box, side)
+    left, top = box[0], box[1]
+    right, bottom = min(box[2], float(image.width)), min(box[3], float(image.height))
+    reach = math.ceil(_WIDEST * max(1.0, (bottom - top) / side)) + 1
+    first, last = max(0, math.floor(top) - reach), min(image.height, math.ceil(bottom) + reach)
+    height = last - first
+    down = (0.0, top - first, float(side), bottom - first)
     if simd is None or interpolation not in _SIMD_FILTERS:
-        method, rows = FILTERS[interpolation], area.height
-        narrow = area.resize((side, rows), method, box=(left, 0, right, rows))
-        return narrow.resize((side, side), method, box=(0, top, side, bottom))
-    turned = area.transpose(_TURN)
-    square = Image.new(image.mode, (side, side))
+        method = FILTERS[interpolation]
+        # With all its rows an image is not resized down its columns.
+        rows = image.crop((0, first, image.width, last))
+        narrow = rows.resize((side, height), method, box=(left, 0, right, height))
+        return narrow.resize((side, side), method, box=down)
+    narrow = _one_pass(image, (side, height), (left, first, right, last), interpolation)
+    return _one_pass(narrow, (side, side), down, interpolation)
+
+
+def _one_pass(
+    image: Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation
+) -> Image.Image:
+    """Resize a box along rows or columns; across them it has the size that it is to have."""
+    left, top, right, bottom = box
+    resized = Image.new(image.mode, size)
     options = simd.ResizeOptions(
         resize_alg=simd.ResizeAlg.convolution(simd.FilterType[_SIMD_FILTERS[interpolation]]),
-        crop_box=simd.CropBox(top, left, bottom - top, right - left),
+        crop_box=simd.CropBox(left, top, right - left, bottom - top),
     )
-    _resizer().resize_pil(turned, square, options)
-    return square.transpose(_TURN)
+    _resizer().resize_pil(image, resized, options)
+    return resized
 
 
 def resize_version() -> str:
@@ -75,24 +89,6 @@ def resize_version() -> str:
         return f"cykooz.resizer {version('cykooz.resizer')}"
     except PackageNotFoundError:  # Programs that are packed whole leave such records out.
         return "cykooz.resizer of unknown version"
-
-
-def _cut(image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box]:
-    """Cut out what the filter will look at; return it, and the box within it."""
-    left, top, right, bottom = box
-    across = math.ceil(_WIDEST * max(1.0, (right - left) / side)) + 1
-    down = math.ceil(_WIDEST * max(1.0, (bottom - top) / side)) + 1
-    x, y = max(0, math.floor(left) - across), max(0, math.floor(top) - down)
-    far_x = min(image.width, math.ceil(right) + across)
-    far_y = min(image.height, math.ceil(bottom) + down)
-    if (x, y, far_x, far_y) != (0, 0, image.width, image.height):
-        image = image.crop((x, y, far_x, far_y))
-    return image, (
-        left - x,
-        top - y,
-        min(right - x, float(image.width)),
-        min(bottom - y, float(image.height)),
-    )
 
 
 def _resizer() -> Any:

@@ -1,29 +1,181 @@
-"""Threads, as many as there are cores for them and no more, with one BLAS thread each."""
+"""Threads, as many as there are cores for them and no more, with one BLAS thread each.
+
+`concurrent.futures` waits with locks that are written in Python. A signal (Ctrl-C, SIGTERM)
+that arrives in the main thread just as it has taken one leaves it locked for ever: a worker
+then waits for the lock, and the main thread for the worker. One interrupted run of some
+thousands hung. Here all that the main thread shares with workers are queues written in C,
+which a signal leaves whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+import weakref
+from _thread import start_new_thread
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from queue import SimpleQueue
+from threading import Thread
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, Self, TypeAlias, TypeVar, cast
 
 import joblib
 from threadpoolctl import ThreadpoolController
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_Tasks: TypeAlias = "SimpleQueue[Task[Any] | object]"
+_Shared: TypeAlias = "tuple[_Tasks, list[bool], SimpleQueue[bool], object]"
+
+
+class Task(Generic[_R]):
+    """One call that a thread will make, and its result."""
+
+    __slots__ = ("_answer", "_call")
+
+    def __init__(self, call: Callable[[], _R]) -> None:
+        self._call: Callable[[], _R] | None = call
+        self._answer: SimpleQueue[tuple[_R | None, BaseException | None]] = SimpleQueue()
+
+    def run(self) -> None:
+        """Make the call, unless it was dropped."""
+        call, self._call = self._call, None
+        if call is None:
+            return
+        try:
+            answer = call()
+        except BaseException as exc:  # noqa: BLE001 - raised where the result is asked for
+            self._answer.put((None, exc))
+        else:
+            self._answer.put((answer, None))
+
+    def drop(self) -> None:
+        """Do not begin, if it has not begun; nobody may ask for the result any more."""
+        self._call = None
+
+    def result(self) -> _R:
+        """Wait for the result, once, and return it; raise what the call has raised."""
+        answer, problem = self._answer.get()
+        if problem is not None:
+            try:
+                raise problem
+            finally:
+                del problem  # its traceback holds this frame
+        return cast("_R", answer)
+
+
+class Threads:
+    """Threads that make calls, in the order in which they were given.
+
+    Use it in a ``with`` statement: at its end nothing more is begun, and what has begun is
+    waited for.
+
+    Raises
+    ------
+    RuntimeError
+        When the system has no thread left.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self._n_threads = n_threads
+        self._tasks: _Tasks = SimpleQueue()
+        self._ended: SimpleQueue[bool] = SimpleQueue()
+        self._closed: list[bool] = []
+        begun: SimpleQueue[BaseException | None] = SimpleQueue()
+        # A signal may come before the `with` is entered, or at its end: the threads end, too,
+        # when this object is deleted. No `__del__`, as a signal inside it would be lost.
+        deleted = weakref.ref(self, self._tasks.put)
+        # `Thread.start` waits with such a lock, too: it is left to a thread that no signal
+        # ever reaches.
+        shared = (self._tasks, self._closed, self._ended, deleted)
+        start_new_thread(_start, (n_threads, shared, begun))
+        problem = begun.get()
+        if problem is not None:
+            raise problem
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def submit(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> Task[_R]:
+        """Let a thread call ``work`` as soon as one is free."""
+        task = Task(partial(work, *args, **kwargs))
+        self._tasks.put(task)
+        return task
+
+    def map(self, work: Callable[[Any], _R], items: Iterable[Any]) -> Iterator[_R]:
+        """Begin the calls of ``work`` with all items, and return the results in order."""
+        tasks = [self.submit(work, item) for item in items]
+        return (task.result() for task in tasks)
+
+    def stream(self, work: Callable[[Any], _R], items: Iterable[Any]) -> Iterator[_R]:
+        """Yield what ``work`` makes of items, in order; only a few are under way at a time.
+
+        `map` begins all of them, and keeps every result that is not yet asked for.
+        """
+        pending: deque[Task[_R]] = deque()
+        try:
+            for item in items:
+                pending.append(self.submit(work, item))
+                if len(pending) == 2 * self._n_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for task in pending:
+                task.drop()
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for what has begun."""
+        self._closed.append(True)
+        self._tasks.put(None)
+        for _ in range(self._n_threads):
+            self._ended.get()
+
+
+def _start(n_threads: int, shared: _Shared, begun: SimpleQueue[BaseException | None]) -> None:
+    try:
+        for number in range(n_threads):
+            # Said to be no daemon, or it would ask what this thread is.
+            name = f"featpipe-{number}"
+            Thread(target=_work, args=shared, name=name, daemon=False).start()
+    except BaseException as exc:  # noqa: BLE001 - raised in the thread that asked for it
+        begun.put(exc)
+    else:
+        begun.put(None)
+
+
+def _work(tasks: _Tasks, closed: list[bool], ended: SimpleQueue[bool], _deleted: object) -> None:
+    """Run tasks until there is something else; hold nothing that holds the `Threads`."""
+    while isinstance(task := tasks.get(), Task):
+        if not closed:
+            task.run()
+        del task  # or its result would live until the next one comes
+    tasks.put(task)  # for the other threads
+    ended.put(True)
+
 
 @contextmanager
-def threads(n_tasks: int | None = None) -> Iterator[Executor | None]:
+def threads(n_tasks: int | None = None) -> Iterator[Threads | None]:
     """Yield threads for so many tasks, a core each; None where one is enough."""
     n_threads = min(joblib.cpu_count(), n_tasks or joblib.cpu_count())
     if n_threads == 1:
         yield None
         return
-    with ThreadPoolExecutor(n_threads) as pool:
+    with Threads(n_threads) as pool:
         yield pool
 
 
 @contextmanager
-def single_threads(n_tasks: int) -> Iterator[Executor | None]:
+def single_threads(n_tasks: int) -> Iterator[Threads | None]:
     """Hold BLAS to one thread, and yield threads for so many tasks; None where one is enough."""
     with _controller().limit(limits=1, user_api="blas"), threads(n_tasks) as pool:
         yield pool

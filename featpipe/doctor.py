@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from PIL import Image
 from platformdirs import user_cache_path
 
 from featpipe import __version__, _machine
+from featpipe._threads import Threads
 from featpipe.backbones import Backbone, load_backbone
 from featpipe.backbones._driver import is_installed
 from featpipe.backbones._runtime import MEND_WHEELS
@@ -289,8 +289,9 @@ def _rate(work: Callable[[], int], seconds: float, threads: int = 1) -> float:
 
     start = time.perf_counter()
     deadline = start + seconds
-    with ThreadPoolExecutor(threads) as pool:
-        done = sum(future.result() for future in [pool.submit(repeat) for _ in range(threads)])
+    with Threads(threads) as pool:
+        tasks = [pool.submit(repeat) for _ in range(threads)]
+        done = sum(task.result() for task in tasks)
     return done / (time.perf_counter() - start)
 
 

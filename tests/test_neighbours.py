@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 from vectors import demo_vectors
 
-from featpipe._threads import single_threads
+from featpipe._threads import Threads, single_threads
 from featpipe.neighbours import Rows, search, widen
 from featpipe.neighbours.rows import lengths
 
@@ -54,7 +52,7 @@ def test_the_search_finds_what_float64_finds(
     rng = np.random.default_rng(seed)
     X = rng.integers(-levels, levels + 1, (n, dimension)).astype(dtype) / dtype(4)
     Q = rng.integers(-levels, levels + 1, (q, dimension)).astype(np.float32)
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+    with pytest.MonkeyPatch.context() as patch, Threads(2) as pool:
         patch.setattr(Rows, "step", lambda *_: step)
         patch.setattr("featpipe.neighbours.searching.QUERIES", batch)
         patch.setattr("featpipe.neighbours.searching._PAIRS", 3 * dimension)
@@ -71,7 +69,7 @@ def test_photographs_have_the_neighbours_that_float64_gives_them(dtype) -> None:
     """Real vectors, in blocks, by two threads: positions and distances of the plain search."""
     X = demo_vectors()[0].astype(dtype)
     Q = X[::3].astype(np.float32) + np.float32(0.01) * X[1::3][: len(X[::3])].astype(np.float32)
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+    with pytest.MonkeyPatch.context() as patch, Threads(2) as pool:
         patch.setattr(Rows, "step", lambda *_: 64)
         patch.setattr("joblib.cpu_count", lambda: 2)
         distances, positions = search(Rows.measured(X), Q, 20, pool)

@@ -23,7 +23,6 @@ from featpipe.heads import head_spec, load_head
 from featpipe.model_selection import capacity, streaming, units_of
 from featpipe.model_selection.holdout import draw
 from featpipe.model_selection.streaming import scaling
-from featpipe.solvers import objective
 from featpipe.solvers.linear import solve
 from featpipe.solvers.path import FINAL
 from featpipe.solvers.streaming import StreamedProblem, unread_blocks
@@ -110,12 +109,12 @@ def test_few_blocks_are_alive_at_a_time(store: EmbeddingStore, monkeypatch) -> N
     """Of a hundred blocks no more than threads and window hold, and the sample, are in memory."""
     monkeypatch.setattr(streaming, "ROWS", 20)
     monkeypatch.setattr("featpipe.solvers.streaming.ROWS", 20)
-    monkeypatch.setattr(objective, "WINDOW", 4)
+    monkeypatch.setattr("featpipe._threads.joblib.cpu_count", lambda: 2)
     monkeypatch.setattr(training, "StoredVectors", _Counting)
     monkeypatch.setattr(EmbeddingStore, "X", property(lambda _: pytest.fail("X was made")))
     fit(store, stream=True, cv=2)
     gc.collect()
-    assert 0 < _Counting.most <= 1 + 2 * objective.WINDOW
+    assert 0 < _Counting.most <= 1 + 2 * 4
 
 
 def test_fits_agree_and_say_how_they_went(store: EmbeddingStore) -> None:

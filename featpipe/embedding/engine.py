@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from featpipe._files import content_key
+from featpipe._threads import Task, Threads
 from featpipe.backbones import Backbone, usable_cores
 from featpipe.images import decode_image, image_size
 from featpipe.sources import Source
@@ -88,18 +88,15 @@ def stream(
     count = workers or usable_cores()
     worker = _Worker(source, backbone, session, wanted)
     iterator = iter(refs)
-    pending: deque[Future[EmbeddedBatch]] = deque()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="featpipe")
-    try:
+    pending: deque[Task[EmbeddedBatch]] = deque()
+    # Left on Ctrl-C and by a caller who stops early, too: nothing more is begun.
+    with Threads(count) as pool:
         while True:
             while len(pending) < 2 * count + 1 and (batch := tuple(islice(iterator, size))):
                 pending.append(pool.submit(worker, batch))
             if not pending:
                 return
             yield pending.popleft().result()
-    finally:
-        # Reached on Ctrl-C and by a caller who stops early, too: nothing more is begun.
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Worker:

@@ -7,7 +7,6 @@ weights that it would have found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
+from featpipe._threads import Threads
 from featpipe.calibration import as_columns
 from featpipe.solvers.linear import held_out_path, solve
 from featpipe.solvers.losses import Logistic, Loss, Softmax, SquaredHinge
@@ -47,12 +47,12 @@ class Solver(Protocol):
         y: Ints,
         folds: Sequence[Fold],
         grid: Grid,
-        pool: Executor | None,
+        pool: Threads | None,
     ) -> Iterator[Array]:
         """Yield, for one set of parameters after the other, held-out scores, (n, K)."""
         ...
 
-    def fit(self, pipeline: Pipeline, X: Array, y: Ints, pool: Executor | None) -> Pipeline:  # noqa: N803
+    def fit(self, pipeline: Pipeline, X: Array, y: Ints, pool: Threads | None) -> Pipeline:  # noqa: N803
         """Fit a pipeline of scaling and estimator, and return it."""
         ...
 
@@ -81,7 +81,7 @@ class LossSolver:
         y: Ints,
         folds: Sequence[Fold],
         grid: Grid,
-        pool: Executor | None,
+        pool: Threads | None,
     ) -> Iterator[Array]:
         """Yield held-out scores for each C: all folds at once, each C from the one before."""
         standardise = isinstance(scaler, StandardScaler)
@@ -93,7 +93,7 @@ class LossSolver:
         for scores in path:
             yield as_columns(scores[:, 0] if scores.shape[1] == 1 else scores)
 
-    def fit(self, pipeline: Pipeline, X: Array, y: Ints, pool: Executor | None) -> Pipeline:  # noqa: N803
+    def fit(self, pipeline: Pipeline, X: Array, y: Ints, pool: Threads | None) -> Pipeline:  # noqa: N803
         """Fit the scaling, find the minimum, and put it into the estimator."""
         rows = pipeline[0].fit_transform(X)
         loss = self.loss(int(y.max()) + 1)
@@ -131,14 +131,14 @@ class RidgeSolver:
         y: Ints,
         folds: Sequence[Fold],
         grid: Grid,
-        pool: Executor | None,
+        pool: Threads | None,
     ) -> Iterator[Array]:
         """Yield held-out scores for each alpha."""
         alphas = [parameters["alpha"] for parameters in grid]
         for scores in held_out_ridge(scaler.fit_transform(X), y, folds, alphas, pool):
             yield as_columns(scores[:, 1]) if scores.shape[1] == 2 else scores
 
-    def fit(self, pipeline: Pipeline, X: Array, y: Ints, pool: Executor | None) -> Pipeline:  # noqa: ARG002, N803
+    def fit(self, pipeline: Pipeline, X: Array, y: Ints, pool: Threads | None) -> Pipeline:  # noqa: ARG002, N803
         """Let scikit-learn solve its one system of equations."""
         return pipeline.fit(X, y)
 

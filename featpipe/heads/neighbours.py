@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,7 +14,7 @@ from sklearn.preprocessing import Normalizer
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featpipe._threads import single_threads
+from featpipe._threads import Threads, single_threads
 from featpipe.heads.arrays import arrays_digest
 from featpipe.neighbours import Rows, search
 
@@ -146,7 +145,7 @@ class NeighbourSolver:
         y: Ints,
         folds: Sequence[tuple[Ints, Ints]],
         grid: Sequence[Mapping[str, Any]],
-        pool: Executor | None,
+        pool: Threads | None,
     ) -> Iterator[Floats]:
         """Yield held-out scores for each number of neighbours."""
         numbers = [parameters["n_neighbors"] for parameters in grid]
@@ -154,7 +153,7 @@ class NeighbourSolver:
         rows = Rows.measured(X)
         distances, labels = np.empty((len(y), most)), np.empty((len(y), most), dtype=np.int64)
 
-        def one(fold: tuple[Ints, Ints], threads: Executor | None) -> None:
+        def one(fold: tuple[Ints, Ints], threads: Threads | None) -> None:
             # Of equally near rows the first counts, as it does for the estimator.
             chosen, held = np.sort(fold[0]), fold[1]
             found, positions = search(rows.only(chosen), rows.only(held), most, threads)
@@ -174,7 +173,7 @@ class NeighbourSolver:
         pipeline: Pipeline,
         X: Array,  # noqa: N803
         y: Ints,
-        pool: Executor | None,  # noqa: ARG002 - nothing to compute
+        pool: Threads | None,  # noqa: ARG002 - nothing to compute
     ) -> Pipeline:
         """Fit the estimator on the rows as they are: only their directions count."""
         pipeline[0].fit(X[:1])

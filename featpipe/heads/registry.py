@@ -7,7 +7,6 @@ table, ``benchmarks/heads.py`` makes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -21,6 +20,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from featpipe._files import printable
+from featpipe._threads import Threads
 from featpipe.calibration import as_columns
 from featpipe.errors import HeadError
 from featpipe.heads.centroid import CosineCentroid
@@ -81,7 +81,7 @@ class HeadSpec:
         X: NDArray[np.float32],  # noqa: N803
         y: NDArray[np.int64],
         seed: int,
-        pool: Executor | None = None,
+        pool: Threads | None = None,
     ) -> Pipeline:
         """Return the fitted pipeline; classes are 0 … K-1."""
         pipeline = self.pipeline(parameters, seed)

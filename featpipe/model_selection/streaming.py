@@ -9,7 +9,6 @@ begins at the minimum of the one before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featpipe._threads import threads
+from featpipe._threads import Threads, threads
 from featpipe.calibration import as_columns
 from featpipe.errors import LabelError
 from featpipe.heads import HeadSpec
@@ -35,7 +34,7 @@ from featpipe.model_selection.tuning import (
 )
 from featpipe.solvers.lbfgs import Found
 from featpipe.solvers.losses import Array
-from featpipe.solvers.objective import Block, in_window
+from featpipe.solvers.objective import Block
 from featpipe.solvers.path import Precision
 from featpipe.solvers.streaming import ROWS, StreamedProblem, unread_blocks
 
@@ -211,7 +210,7 @@ class _Passes:
         cut: _Cut,
         rows: Vectors,
         chosen: Fitted,
-        pool: Executor | None,
+        pool: Threads | None,
         tell: OnPass,
     ) -> None:
         self._spec, self._X, self._y, self._cut = spec, X, y, cut
@@ -338,7 +337,7 @@ class _Passes:
         ordered = self._X.reading_order(self._cut.fit)
         parts = [ordered[i : i + ROWS] for i in range(0, len(ordered), ROWS)]
         read = self._X.__getitem__
-        blocks = in_window(self._pool, read, parts) if self._pool else map(read, parts)
+        blocks = self._pool.stream(read, parts) if self._pool else map(read, parts)
         for block in blocks:
             scaler.partial_fit(block)
         self._rows_read += len(ordered)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from featpipe._threads import threads
+from featpipe._threads import Threads, threads
 from featpipe.calibration import fit_temperature, log_losses, to_probabilities
 from featpipe.heads import HeadSpec
 from featpipe.heads.registry import class_scores
@@ -80,7 +78,7 @@ def fit_tuned(
         grid = [_reduced(spec.default, folds)]
     with quiet_and_single(), threads() as pool:
         if spec.fast is None:
-            candidates = _each_alone(spec, X, y, folds, grid, seed, on_fit)
+            candidates = _each_alone(spec, X, y, folds, grid, seed, pool, on_fit)
         else:
             candidates = _along_the_grid(spec, X, y, folds, grid, pool, on_fit)
         best = min(candidates, key=lambda candidate: candidate.loss)
@@ -178,6 +176,7 @@ def _each_alone(
     folds: Sequence[Fold],
     grid: Sequence[Mapping[str, Any]],
     seed: int,
+    pool: Threads | None,
     on_fit: OnFit | None,
 ) -> list[Candidate]:
     """Fit every set of parameters on every fold.
@@ -188,16 +187,13 @@ def _each_alone(
     scores = [np.zeros((len(y), n_classes)) for _ in grid]
     tasks = [(number, fold) for fold in folds for number in range(len(grid))]
 
-    def one(number: int, fold: Fold) -> tuple[int, Ints, Floats]:
-        fit, held = fold
+    def one(task: tuple[int, Fold]) -> tuple[int, Ints, Floats]:
+        number, (fit, held) = task
         pipeline = spec.pipeline(grid[number], seed).fit(X[fit], y[fit])
         return number, held, class_scores(pipeline, X[held])
 
-    run = joblib.Parallel(
-        n_jobs=joblib.cpu_count(), prefer="threads", return_as="generator_unordered"
-    )
-    finished = run(joblib.delayed(one)(number, fold) for number, fold in tasks)
-    for done, (number, held, values) in enumerate(finished, start=1):
+    run = pool.map if pool else map
+    for done, (number, held, values) in enumerate(run(one, tasks), start=1):
         scores[number][held] = values
         if on_fit is not None:
             on_fit(done, len(tasks))
@@ -210,7 +206,7 @@ def _along_the_grid(
     y: Ints,
     folds: Sequence[Fold],
     grid: Sequence[Mapping[str, Any]],
-    pool: Executor | None,
+    pool: Threads | None,
     on_fit: OnFit | None,
 ) -> list[Candidate]:
     """Fit all folds at once, one set of parameters after the other, and end where it pays."""

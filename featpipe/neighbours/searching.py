@@ -8,7 +8,6 @@ tell apart is told apart in float64, so that equal rows tie, and the lower one g
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -17,6 +16,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe._threads import Threads
 from featpipe.neighbours.rows import QUERIES, Rows, units
 
 Array = NDArray[Any]
@@ -35,7 +35,7 @@ _PAIRS = 2**20
 
 
 def search(
-    rows: Rows, queries: Array | Rows, k: int, pool: Executor | None = None
+    rows: Rows, queries: Array | Rows, k: int, pool: Threads | None = None
 ) -> tuple[Floats, Ints]:
     """Return the k nearest rows of every query by cosine distance, nearest first.
 
@@ -47,7 +47,7 @@ def search(
         Finite, of any length; a vector without a direction is at distance 1 from all.
     k : int
         At least 1; all rows where there are no more.
-    pool : Executor, optional
+    pool : Threads, optional
         Threads for blocks of rows. Whoever gives it holds BLAS to one thread.
 
     Returns
@@ -68,7 +68,7 @@ def search(
     return distances, positions
 
 
-def _batch(rows: Rows, queries: Array, k: int, pool: Executor | None) -> tuple[Floats, Ints]:
+def _batch(rows: Rows, queries: Array, k: int, pool: Threads | None) -> tuple[Floats, Ints]:
     exact = units(queries)
     narrow = exact.astype(np.float32)
     step = rows.step(len(queries))
@@ -92,8 +92,8 @@ def _batch(rows: Rows, queries: Array, k: int, pool: Executor | None) -> tuple[F
     if pool is None or n_threads == 1:
         found = [work()]
     else:
-        futures = [pool.submit(work) for _ in range(n_threads)]
-        found = [future.result() for future in futures]
+        tasks = [pool.submit(work) for _ in range(n_threads)]
+        found = [task.result() for task in tasks]
     return _settled(found[0].pairs(found[1:]), rows, exact, k)
 
 

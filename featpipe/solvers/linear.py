@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from featpipe._threads import Threads
 from featpipe.solvers.lbfgs import Found
 from featpipe.solvers.losses import Array, Ints, Loss, SquaredHinge
 from featpipe.solvers.newton import polish_hinge
@@ -34,7 +34,7 @@ def held_out_path(
     values: Sequence[float],
     *,
     standardise: bool,
-    pool: Executor | None = None,
+    pool: Threads | None = None,
 ) -> Iterator[Array]:
     """Yield for each value of C the scores, (n, K), of every row by the fold that holds it out.
 
@@ -68,7 +68,7 @@ def solve(
     y: Ints,
     loss: Loss,
     C: float,  # noqa: N803
-    pool: Executor | None = None,
+    pool: Threads | None = None,
 ) -> tuple[Array, Array, int]:
     """Return weights, (D, K), intercepts, (K,), in float64, and the number of evaluations.
 
@@ -100,7 +100,7 @@ def _minimum(
     loss: Loss,
     n_classes: int,
     C: float,  # noqa: N803
-    pool: Executor | None,
+    pool: Threads | None,
 ) -> tuple[Array, int]:
     """Go by way of a smaller value: far from the minimum the curvature says little."""
     objective = whole(X, y, loss, n_classes, pool)

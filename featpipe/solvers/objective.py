@@ -7,20 +7,17 @@ not as a copy for every problem: ``w'(x - m) / s = (w / s)'x - (w / s)'m``.
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
+from featpipe._threads import Threads
 from featpipe.solvers.losses import Array, Ints, Loss
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-WINDOW = 2 * (os.cpu_count() or 1)
 """Blocks under way at a time: enough to keep all threads busy, and no more than is used soon."""
 
 
@@ -79,7 +76,7 @@ class Objective:
     loss : Loss
     n_problems, n_classes : int
     standardisation : Standardisation, optional
-    pool : Executor, optional
+    pool : Threads, optional
         Runs blocks side by side.
     """
 
@@ -90,7 +87,7 @@ class Objective:
         n_problems: int,
         n_classes: int,
         standardisation: Standardisation | None = None,
-        pool: Executor | None = None,
+        pool: Threads | None = None,
     ) -> None:
         self.blocks, self.loss, self.pool = blocks, loss, pool
         self.n_rows = sum(len(block.y) for block in blocks)
@@ -151,7 +148,7 @@ class Objective:
         """Run ``work`` on items, side by side where there is a pool; results come in order."""
         if self.pool is None or len(items) == 1:
             return map(work, items)
-        return in_window(self.pool, work, items)
+        return self.pool.stream(work, items)
 
     def _to_rows(self, W: Array) -> Array:  # noqa: N803
         """Return the weights for rows as they are, (D + 1, P, K)."""
@@ -168,21 +165,3 @@ class Objective:
             total[:, :-1] -= self._standardisation.shift[:, :, None] * total[:, -1:]
             total[:, :-1] /= self._standardisation.scale[:, :, None]
         return total
-
-
-def in_window(pool: Executor, work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Yield what ``work`` makes of items, in order; only a few are under way at a time.
-
-    ``pool.map`` starts all of them, and keeps every result that is not yet asked for.
-    """
-    pending: deque[Future[_R]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) == WINDOW:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()

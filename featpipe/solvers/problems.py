@@ -9,13 +9,13 @@ is Q times the minimum over R'; and R' is the Cholesky factor of X X'. That turn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import solve_triangular
 from sklearn.preprocessing import StandardScaler
 
+from featpipe._threads import Threads
 from featpipe.solvers.losses import Array, Ints, Loss
 from featpipe.solvers.objective import Block, Objective, Standardisation
 
@@ -54,7 +54,7 @@ def cross_validation(
     n_classes: int,
     *,
     standardise: bool,
-    pool: Executor | None = None,
+    pool: Threads | None = None,
 ) -> list[Part]:
     """Return the objective of all folds, or one for each where that is less work.
 
@@ -66,7 +66,7 @@ def cross_validation(
         Every row is held out by one of them, and fitted on by all others.
     standardise : bool
         By mean and standard deviation of each fold's own rows.
-    pool : Executor, optional
+    pool : Threads, optional
         Used inside the objective where that is one.
     """
     few = len(X) <= reducible(X.shape[1])
@@ -120,7 +120,7 @@ def _together(
     folds: Sequence[Fold],
     loss: Loss,
     n_classes: int,
-    pool: Executor | None,
+    pool: Threads | None,
     *,
     standardise: bool,
 ) -> Part:
@@ -151,6 +151,6 @@ def _standardisation(held: Sequence[Array]) -> Standardisation:
     return Standardisation(shift.astype(held[0].dtype), scale.astype(held[0].dtype))
 
 
-def whole(X: Array, y: Ints, loss: Loss, n_classes: int, pool: Executor | None = None) -> Objective:  # noqa: N803
+def whole(X: Array, y: Ints, loss: Loss, n_classes: int, pool: Threads | None = None) -> Objective:  # noqa: N803
     """Return the objective of all rows as one problem; they are taken as they are."""
     return Objective(blocks_of(X, y, (0,)), loss, 1, n_classes, None, pool)

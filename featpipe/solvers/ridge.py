@@ -10,11 +10,11 @@ X' (X X' + alpha I)⁻¹ = (X' X + alpha I)⁻¹ X'.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from featpipe._threads import Threads
 from featpipe.solvers.losses import Array, Ints
 from featpipe.solvers.problems import Fold
 
@@ -26,7 +26,7 @@ def held_out_ridge(
     y: Ints,
     folds: Sequence[Fold],
     alphas: Sequence[float],
-    pool: Executor | None = None,
+    pool: Threads | None = None,
 ) -> list[Array]:
     """Return for each alpha the scores, (n, K), of every row by the fold that holds it out.
 
@@ -74,7 +74,7 @@ def _by_rows(rows: Array, targets: Array) -> Callable[[int, Fold], _Solve]:
 
 
 def _by_columns(
-    rows: Array, targets: Array, folds: Sequence[Fold], pool: Executor | None
+    rows: Array, targets: Array, folds: Sequence[Fold], pool: Threads | None
 ) -> Callable[[int, Fold], _Solve]:
     """Solve systems of the columns: X'X without a fold is that of all less that of the fold."""
 

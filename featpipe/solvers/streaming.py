@@ -8,11 +8,11 @@ the problem is steep, and its minimum is near that of all rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from featpipe._threads import Threads
 from featpipe.solvers.lbfgs import Found, Watch
 from featpipe.solvers.losses import Array, Ints, Loss
 from featpipe.solvers.objective import Block, Objective
@@ -77,7 +77,7 @@ class StreamedProblem:
         Classes of the sample.
     loss : Loss
     n_classes : int
-    pool : Executor, optional
+    pool : Threads, optional
         Reads and works on blocks side by side.
     """
 
@@ -88,7 +88,7 @@ class StreamedProblem:
         y: Ints,
         loss: Loss,
         n_classes: int,
-        pool: Executor | None = None,
+        pool: Threads | None = None,
     ) -> None:
         self.objective = Objective(blocks, loss, 1, n_classes, None, pool)
         self._spectrum = _scaled(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from vectors import small
 
+from featpipe._threads import Threads
 from featpipe.calibration import as_columns
 from featpipe.heads.linear import HINGE, LOGISTIC
 from featpipe.model_selection import make_folds
@@ -116,7 +116,7 @@ def test_held_out_scores_are_those_of_a_fit_without_the_fold(head, n_classes, co
     y = np.unique(labels, return_inverse=True)[1]
     folds = make_folds(y, np.arange(len(y)), 3, 0, [str(k) for k in range(n_classes)])
     values = [1e-3, 1e-2]
-    with ThreadPoolExecutor(2) as pool:
+    with Threads(2) as pool:
         found = list(
             held_out_path(
                 X, y, folds, SOLVERS[head].loss(n_classes), values, standardise=True, pool=pool
@@ -146,7 +146,7 @@ def test_threads_and_cuts_do_not_change_a_bit(monkeypatch) -> None:
     y = np.unique(labels, return_inverse=True)[1]
     monkeypatch.setattr("featpipe.solvers.problems._ROWS", 16)
     alone = solve(X, y, Softmax(), 0.1)
-    with ThreadPoolExecutor(4) as pool:
+    with Threads(4) as pool:
         together = solve(X, y, Softmax(), 0.1, pool)
     np.testing.assert_array_equal(alone[0], together[0])
     assert alone[2] == together[2]
@@ -230,7 +230,7 @@ def test_ridge_scores_are_those_of_scikit_learn(columns) -> None:
     y = np.unique(labels, return_inverse=True)[1]
     folds = make_folds(y, np.arange(len(y)), 3, 0, list("abc"))
     alphas = [1.0, 0.01]
-    with ThreadPoolExecutor(2) as pool:
+    with Threads(2) as pool:
         found = held_out_ridge(X, y, folds, alphas, pool)
     for alpha, scores in zip(alphas, found, strict=True):
         for fit, held in folds:

@@ -7,7 +7,6 @@ import json
 import re
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from test_solvers import SOLVERS, objective_of
 from vectors import make_store
 
 from featpipe import training
+from featpipe._threads import Threads
 from featpipe.errors import HeadError, LabelError, StoreError
 from featpipe.heads import head_spec, load_head
 from featpipe.model_selection import capacity, streaming, units_of
@@ -73,7 +73,7 @@ def test_the_minimum_is_that_of_rows_in_memory(tmp_path: Path, head: str, n_clas
     loss = SOLVERS[head].loss(n_classes)
     read = lambda at: scale(vectors[at])  # noqa: E731
     blocks = unread_blocks(read, np.arange(ROWS), y, COLUMNS)
-    with ThreadPoolExecutor(2) as pool:
+    with Threads(2) as pool:
         problem = StreamedProblem(blocks, read(np.arange(500)), y[:500], loss, n_classes, pool)
         start = np.zeros((COLUMNS + 1, loss.n_columns(n_classes)))
         W = problem.minimum(start, 0.01, precision=FINAL).W[0].astype(np.float64)

@@ -292,6 +292,7 @@ def _from_memory(job: _Job, paths: Sequence[str]) -> Vectors:
             session,
             batch_size=job.batch_size,
             workers=job.workers,
+            total=len(missing),
         ):
             for ref, failure, row in zip(batch.refs, batch.failures, batch.rows, strict=True):
                 if failure is not None:

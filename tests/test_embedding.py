@@ -449,6 +449,29 @@ def test_stream_is_lazy_and_ordered(photos: Path, tiny_backbone: Path) -> None:
     assert taken <= 4 * (5 + 2 * 2 + 1)
 
 
+@pytest.mark.parametrize(
+    ("total", "workers", "sizes"),
+    [
+        (10, 2, [5, 5]),
+        (10, 4, [3, 3, 3, 1]),
+        (16, 2, [8, 8]),
+        (20, 2, [5, 5, 5, 5]),
+        (1, 2, [1]),
+        (None, 2, [8, 2]),
+    ],
+)
+def test_few_images_are_shared_evenly(
+    photos: Path, tiny_backbone: Path, total: int | None, workers: int, sizes: list[int]
+) -> None:
+    """No thread has much more to do than another, where the number of images is known."""
+    source = open_source(photos)
+    refs = (list(source) * 2)[: total or 10]
+    backbone = load_backbone(tiny_backbone)
+    session = backbone.open_session("cpu")
+    batches = stream(source, refs, backbone, session, workers=workers, total=total)
+    assert [len(batch.refs) for batch in batches] == sizes
+
+
 _CHILD = """
 import sys
 from featpipe.embedding import embed

@@ -64,6 +64,7 @@ def stream(
     batch_size: int | None = None,
     workers: int | None = None,
     wanted: Wanted | None = None,
+    total: int | None = None,
 ) -> Generator[EmbeddedBatch, None, None]:
     """Embed images as they come, in order, with bounded memory.
 
@@ -78,14 +79,17 @@ def stream(
     wanted : callable, optional
         Asked once for each content key, from any thread, before the image is decoded; where
         it says no, the image has neither vector nor failure.
+    total : int, optional
+        How many images there are, where that is known: then the last batches are no burden
+        for one thread while the others have nothing to do.
 
     Yields
     ------
     EmbeddedBatch
         An image that cannot be read or decoded is a `Failure` in it, never an exception.
     """
-    size = batch_size or session.batch_size
     count = workers or usable_cores()
+    size = batch_size or _even_size(session, total, count)
     worker = _Worker(source, backbone, session, wanted)
     iterator = iter(refs)
     pending: deque[Task[EmbeddedBatch]] = deque()
@@ -97,6 +101,18 @@ def stream(
             if not pending:
                 return
             yield pending.popleft().result()
+
+
+def _even_size(session: Session, total: int | None, count: int) -> int:
+    """Return images a call; of ten images on two threads five, not eight and two.
+
+    A device of its own, one call at a time, gains nothing by smaller batches.
+    """
+    size = session.batch_size
+    if not total or not session.uses_cores:
+        return size
+    rounds = -(-total // (size * count))
+    return -(-total // (rounds * count))
 
 
 class _Worker:

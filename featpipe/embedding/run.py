@@ -320,6 +320,7 @@ class _Run:
             batch_size=self._options.batch_size,
             workers=self._options.workers,
             wanted=ledger.claim,
+            total=len(plan.missing),
         )
         with closing(batches):
             for batch in batches:

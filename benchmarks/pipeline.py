@@ -110,7 +110,7 @@ def contenders(name: str, models: Path | None, fast: Path, few: int) -> list[Con
     ]
     for_fastembed(load_backbone(path).path, fast)
     found.append(Contender("fastembed", "fastembed", {"folder": str(fast)}, few, peer=True))
-    small = models / f"{name}-int8.onnx" if models else None
+    small = models / f"{name}_int8.onnx" if models else None
     if small is not None and small.exists():
         options = {"model": str(small), "device": "cpu"}
         found.append(Contender("featpipe, int8", "featpipe", options, many))

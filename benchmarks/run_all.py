@@ -25,6 +25,7 @@ RESULTS, PAGE, CHART = HERE / "results.json", HERE / "RESULTS.md", HERE / "resul
 SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
     "pipeline": ("Images a second", ["pipeline.py"], ["--repetitions", "1", "--images", "16"]),
     "decode": ("Decoding", ["decode.py"], ["--repetitions", "1", "--no-vectors"]),
+    "memory": ("Memory by number of images", ["memory.py"], ["--images", "50", "100"]),
     "startup": ("Starting up", ["startup.py"], ["--repetitions", "1"]),
     "heads": (
         "Tuned linear heads",

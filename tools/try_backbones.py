@@ -25,6 +25,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,13 @@ from featpipe.backbones.card import BackboneCard
 from featpipe.backbones.catalog import find_entry
 from featpipe.backbones.export import ExportOptions, export_network, from_timm, from_torchvision
 from featpipe.backbones.export.options import Network
-from featpipe.backbones.writing import gate_images, require_one_file
+from featpipe.backbones.writing import (
+    EXPORT_COSINE,
+    compare,
+    gate_images,
+    require_one_file,
+)
+from featpipe.errors import BackboneError
 from featpipe.types import ResizeRule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +73,21 @@ CNN_MODULES = frozenset(
 NOT_CNN = ("vit_", "swin_", "maxvit_")
 
 
-def conditioned(model: Any, size: int) -> Any:
+@dataclass(frozen=True)
+class Norms:
+    """What weights (uniform) and biases (normal) of normalisations are drawn from."""
+
+    low: float
+    high: float
+    bias: float
+
+
+LIVELY = Norms(1.0, 2.0, 0.1)
+CALM = Norms(0.5, 1.0, 1.0)
+"""For networks in which the lively ones let one image outgrow the others from block to block."""
+
+
+def conditioned(model: Any, size: int, drawn: Norms = LIVELY) -> Any:
     """Give an untrained network weights and statistics that let every layer matter.
 
     Untrained, many branches are multiplied by zero or 1e-6 and every normalisation is the
@@ -79,9 +100,9 @@ def conditioned(model: Any, size: int) -> Any:
             for name, parameter in module.named_parameters(recurse=False):
                 low, high = parameter.min(), parameter.max()
                 if norm and name == "weight":
-                    parameter.uniform_(1.0, 2.0)
+                    parameter.uniform_(drawn.low, drawn.high)
                 elif norm and name == "bias":
-                    parameter.normal_(0, 0.1)
+                    parameter.normal_(0, drawn.bias)
                 elif low == high and abs(float(low)) <= 1e-4 and name != "bias":
                     parameter.uniform_(0.1, 0.3)
         norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
@@ -101,18 +122,18 @@ def conditioned(model: Any, size: int) -> Any:
     return model.eval()
 
 
-def untrained_network(name: str, size: int | None) -> Any:
+def untrained_network(name: str, size: int | None, drawn: Norms = LIVELY) -> Any:
     """Return a `Network` with conditioned weights, and the size it is to be tried at."""
     torch.manual_seed(0)
     if name.startswith("timm/"):
         model: Any = from_timm.untrained(name.removeprefix("timm/"))
         size = size or int(model.pretrained_cfg["input_size"][1])
-        headless: Any = from_timm.TimmHeadless(conditioned(model, size))
+        headless: Any = from_timm.TimmHeadless(conditioned(model, size, drawn))
         unused = from_timm.unused(model)
     else:
         model = from_torchvision.untrained(name)
         size = size or int(next(iter(get_model_weights(name))).transforms().crop_size[0])
-        headless = conditioned(model, size)
+        headless = conditioned(model, size, drawn)
         from_torchvision.remove_classifier(headless)
         unused = ()
     card = BackboneCard(
@@ -127,14 +148,31 @@ def untrained_network(name: str, size: int | None) -> Any:
     return Network(card.name, headless, card, unused=unused)
 
 
+def is_decided_by_rounding(network: Any, size: int) -> bool:
+    """Tell whether torch in 32 bits does not give what torch in 64 bits gives."""
+    images = torch.from_numpy(gate_images(BATCHES[-1], size, 2)).permute(0, 3, 1, 2).float()
+    images = (images / 255 - 0.45) / 0.25
+    with torch.no_grad():
+        narrow = network.headless(images)
+        wide = network.headless.double()(images.double())
+    return compare(narrow.numpy(), wide.numpy()) < EXPORT_COSINE
+
+
 def attempt(name: str, size: int | None) -> dict[str, Any]:
     """Export one network into a temporary folder; return what came of it."""
     entry = find_entry(name)
     # What the export would say, too, after the network was built and conditioned.
     require_one_file(name, 4 * ((entry.parameters if entry else None) or 0))
-    network = untrained_network(name, size)
     with tempfile.TemporaryDirectory() as folder:
-        done = export_network(network, ExportOptions(models_dir=Path(folder)), batches=BATCHES)
+        options = ExportOptions(models_dir=Path(folder))
+        network = untrained_network(name, size, LIVELY)
+        try:
+            done = export_network(network, options, batches=BATCHES)
+        except BackboneError:
+            if not is_decided_by_rounding(network, network.card.resize.crop):
+                raise
+            network = untrained_network(name, size, CALM)
+            done = export_network(network, options, batches=BATCHES)
         card, megabytes = done.card, done.path.stat().st_size / 1e6
     return {
         "ok": True,

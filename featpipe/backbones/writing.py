@@ -53,7 +53,7 @@ def write_backbone(
     Parameters
     ----------
     model : onnx.ModelProto
-        The graph; changed in place: what tells of the machine is taken out.
+        The graph; emptied, as the session that compares needs its memory.
     card : BackboneCard
         Everything but ``fingerprint``.
     path : Path
@@ -83,6 +83,7 @@ def write_backbone(
         When the file cannot be written.
     """
     data, card = finish(model, card)
+    model.Clear()
     check_backbone(path, data)
     reached = gate(data, card, source, verb=verb, cosine=cosine, batches=batches)
     with atomic_file(path) as file:

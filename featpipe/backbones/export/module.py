@@ -108,6 +108,7 @@ def export_module(
         raise BackboneError(
             f"torch cannot export {card.name}: {first_line(exc)}: nothing was written"
         ) from exc
+    del folded  # its weights are in ``model``: of a large network there is no room for copies
     card = replace(card, exporter={p: importlib.metadata.version(p) for p in _EXPORTERS})
     return write_backbone(model, card, path, lambda images: _run(source, images), batches=batches)[
         0

@@ -32,7 +32,7 @@ from featpipe.backbones import load_backbone
 
 BUILTIN, RESNET = "efficientnet_lite0", "resnet50"
 NETWORKS = {BUILTIN: "timm/tf_efficientnet_lite0", RESNET: "resnet50"}
-LARGE = 48
+LARGE, LARGE_FEW = 144, 12
 
 
 def data() -> Path:
@@ -86,12 +86,11 @@ def for_fastembed(path: Path, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def contenders(name: str, models: Path | None, fast: Path, few: int) -> list[Contender]:
+def contenders(name: str, models: Path | None, fast: Path, few: int, many: int) -> list[Contender]:
     """Return everything that does the work with one backbone."""
     path = str(models / f"{name}.onnx") if name != BUILTIN and models else name
     rule = load_backbone(path).card.resize
     torch = {"network": NETWORKS[name], "resize": rule.resize, "crop": rule.crop}
-    many = few * 4
     found = [
         Contender("featpipe, auto", "featpipe", {"model": path}, many),
         Contender("featpipe, CPU", "featpipe", {"model": path, "device": "cpu"}, many),
@@ -151,7 +150,7 @@ def measure(
     """Let all contenders for one backbone and one kind of photograph run in turn."""
     print(f"{name}, {what}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        field = contenders(name, models, Path(folder), few)
+        field = contenders(name, models, Path(folder), few, len(paths))
         compete(field, paths, repetitions)
     rates = {c.name: c.rate for c in field if c.rates}
     return {
@@ -183,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models-dir", type=Path)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--images", type=int, default=64, help="of a slow contender's run")
+    parser.add_argument("--images", type=int, default=100, help="of a slow contender's run")
     parser.add_argument("--backbone", choices=[BUILTIN, RESNET], action="append")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -200,8 +199,8 @@ def main() -> None:
         large = enlarged(small[:LARGE], Path(folder))
         for name in names:
             for what, paths, few in (
-                ("about 500 × 375", small, arguments.images),
-                ("4000 × 3000", large, LARGE // 4),
+                ("about 500 × 375", small[: 4 * arguments.images], arguments.images),
+                ("4000 × 3000", large[: 12 * arguments.images], min(LARGE_FEW, arguments.images)),
             ):
                 results.append(measure(what, name, models, paths, few, arguments.repetitions))
                 show(results[-1])

@@ -13,30 +13,30 @@ import weakref
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
-from queue import SimpleQueue
-from threading import Thread
+from queue import Empty, SimpleQueue
+from threading import Thread, get_ident, main_thread
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeAlias, TypeVar, cast
+from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, cast
 
 import joblib
 from threadpoolctl import ThreadpoolController
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_Tasks: TypeAlias = "SimpleQueue[Task[Any] | object]"
-_Shared: TypeAlias = "tuple[_Tasks, list[bool], SimpleQueue[bool], object]"
+_LOOK_UP_SECONDS = 1.0
 
 
 class Task(Generic[_R]):
     """One call that a thread will make, and its result."""
 
-    __slots__ = ("_answer", "_call")
+    __slots__ = ("_answer", "_asked", "_call")
 
     def __init__(self, call: Callable[[], _R]) -> None:
         self._call: Callable[[], _R] | None = call
         self._answer: SimpleQueue[tuple[_R | None, BaseException | None]] = SimpleQueue()
+        self._asked = False
 
     def run(self) -> None:
         """Make the call, unless it was dropped."""
@@ -51,18 +51,33 @@ class Task(Generic[_R]):
             self._answer.put((answer, None))
 
     def drop(self) -> None:
-        """Do not begin, if it has not begun; nobody may ask for the result any more."""
-        self._call = None
+        """Do not begin, if it has not begun: who asks for the result is told so."""
+        if self._call is not None:
+            self._call = None
+            self._answer.put((None, RuntimeError("the call was dropped before it began")))
 
     def result(self) -> _R:
         """Wait for the result, once, and return it; raise what the call has raised."""
+        if self._asked:
+            raise RuntimeError("the result of a task can be asked for once")
+        self._asked = True
         answer, problem = self._answer.get()
         if problem is not None:
-            try:
-                raise problem
-            finally:
-                del problem  # its traceback holds this frame
+            _raise(problem)
         return cast("_R", answer)
+
+
+class _Shared:
+    """What threads and the `Threads` they belong to have in common; no lock in it."""
+
+    def __init__(self, owner: Threads) -> None:
+        self.tasks: SimpleQueue[Task[Any] | object] = SimpleQueue()
+        self.ended: SimpleQueue[bool] = SimpleQueue()
+        self.idents: list[int] = []
+        self.is_closed = False
+        # A signal may come before the `with` is entered, or at its end: the threads end, too,
+        # when the owner is deleted. No `__del__`, as a signal inside it would be lost.
+        self.owner = weakref.ref(owner, self.tasks.put)
 
 
 class Threads:
@@ -79,20 +94,14 @@ class Threads:
 
     def __init__(self, n_threads: int) -> None:
         self._n_threads = n_threads
-        self._tasks: _Tasks = SimpleQueue()
-        self._ended: SimpleQueue[bool] = SimpleQueue()
-        self._closed: list[bool] = []
+        self._shared = _Shared(self)
         begun: SimpleQueue[BaseException | None] = SimpleQueue()
-        # A signal may come before the `with` is entered, or at its end: the threads end, too,
-        # when this object is deleted. No `__del__`, as a signal inside it would be lost.
-        deleted = weakref.ref(self, self._tasks.put)
         # `Thread.start` waits with such a lock, too: it is left to a thread that no signal
         # ever reaches.
-        shared = (self._tasks, self._closed, self._ended, deleted)
-        start_new_thread(_start, (n_threads, shared, begun))
+        start_new_thread(_start, (n_threads, self._shared, begun))
         problem = begun.get()
         if problem is not None:
-            raise problem
+            _raise(problem)
 
     def __enter__(self) -> Self:
         return self
@@ -106,9 +115,17 @@ class Threads:
         self.close()
 
     def submit(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> Task[_R]:
-        """Let a thread call ``work`` as soon as one is free."""
+        """Let a thread call ``work`` as soon as one is free.
+
+        Raises
+        ------
+        RuntimeError
+            When the threads have been told to end.
+        """
+        if self._shared.is_closed:
+            raise RuntimeError("these threads have ended")
         task = Task(partial(work, *args, **kwargs))
-        self._tasks.put(task)
+        self._shared.tasks.put(task)
         return task
 
     def map(self, work: Callable[[Any], _R], items: Iterable[Any]) -> Iterator[_R]:
@@ -135,10 +152,22 @@ class Threads:
 
     def close(self) -> None:
         """Begin nothing more, and wait for what has begun."""
-        self._closed.append(True)
-        self._tasks.put(None)
-        for _ in range(self._n_threads):
-            self._ended.get()
+        shared = self._shared
+        if shared.is_closed:
+            return
+        shared.is_closed = True
+        shared.tasks.put(None)
+        # The last reference may go in one of these threads, where it cannot wait for itself.
+        if get_ident() not in shared.idents:
+            for _ in range(self._n_threads):
+                shared.ended.get()
+
+
+def _raise(problem: BaseException) -> NoReturn:
+    try:
+        raise problem
+    finally:
+        del problem  # its traceback holds this frame
 
 
 def _start(n_threads: int, shared: _Shared, begun: SimpleQueue[BaseException | None]) -> None:
@@ -146,21 +175,33 @@ def _start(n_threads: int, shared: _Shared, begun: SimpleQueue[BaseException | N
         for number in range(n_threads):
             # Said to be no daemon, or it would ask what this thread is.
             name = f"featpipe-{number}"
-            Thread(target=_work, args=shared, name=name, daemon=False).start()
+            Thread(target=_work, args=(shared,), name=name, daemon=False).start()
     except BaseException as exc:  # noqa: BLE001 - raised in the thread that asked for it
+        shared.tasks.put(None)
         begun.put(exc)
     else:
         begun.put(None)
 
 
-def _work(tasks: _Tasks, closed: list[bool], ended: SimpleQueue[bool], _deleted: object) -> None:
+def _work(shared: _Shared) -> None:
     """Run tasks until there is something else; hold nothing that holds the `Threads`."""
-    while isinstance(task := tasks.get(), Task):
-        if not closed:
+    shared.idents.append(get_ident())
+    while isinstance(task := _next(shared), Task):
+        if shared.is_closed or shared.owner() is None:
+            task.drop()
+        else:
             task.run()
         del task  # or its result would live until the next one comes
-    tasks.put(task)  # for the other threads
-    ended.put(True)
+    shared.tasks.put(task)  # for the other threads
+    shared.ended.put(True)
+
+
+def _next(shared: _Shared) -> Task[Any] | object:
+    """Wait for a task; give None where the program has ended and something holds the owner."""
+    while main_thread().is_alive():
+        with suppress(Empty):
+            return shared.tasks.get(timeout=_LOOK_UP_SECONDS)
+    return None
 
 
 @contextmanager

@@ -158,6 +158,16 @@ def is_decided_by_rounding(network: Any, size: int) -> bool:
     return compare(narrow.numpy(), wide.numpy()) < EXPORT_COSINE
 
 
+def _exported(network: Any, options: ExportOptions) -> Any:
+    """Export a network; return None where its own weights make it a matter of rounding."""
+    try:
+        return export_network(network, options, batches=BATCHES)
+    except BackboneError:
+        if not is_decided_by_rounding(network, network.card.resize.crop):
+            raise
+    return None
+
+
 def attempt(name: str, size: int | None) -> dict[str, Any]:
     """Export one network into a temporary folder; return what came of it."""
     entry = find_entry(name)
@@ -165,14 +175,11 @@ def attempt(name: str, size: int | None) -> dict[str, Any]:
     require_one_file(name, 4 * ((entry.parameters if entry else None) or 0))
     with tempfile.TemporaryDirectory() as folder:
         options = ExportOptions(models_dir=Path(folder))
-        network = untrained_network(name, size, LIVELY)
-        try:
-            done = export_network(network, options, batches=BATCHES)
-        except BackboneError:
-            if not is_decided_by_rounding(network, network.card.resize.crop):
-                raise
-            network = untrained_network(name, size, CALM)
-            done = export_network(network, options, batches=BATCHES)
+        remark = ""
+        done = _exported(untrained_network(name, size, LIVELY), options)
+        if done is None:
+            remark = "with calmer normalisations than the others"
+            done = export_network(untrained_network(name, size, CALM), options, batches=BATCHES)
         card, megabytes = done.card, done.path.stat().st_size / 1e6
     return {
         "ok": True,
@@ -181,6 +188,7 @@ def attempt(name: str, size: int | None) -> dict[str, Any]:
         "parameters": card.parameters,
         "pixels": card.input_size,
         "megabytes": round(megabytes, 1),
+        "reason": remark,
     }
 
 

@@ -53,7 +53,8 @@ def write_backbone(
     Parameters
     ----------
     model : onnx.ModelProto
-        The graph; emptied, as the session that compares needs its memory.
+        The graph; changed in place: what tells of the machine is taken out. A caller that keeps
+        no name for it leaves its memory to the session that compares.
     card : BackboneCard
         Everything but ``fingerprint``.
     path : Path
@@ -83,7 +84,7 @@ def write_backbone(
         When the file cannot be written.
     """
     data, card = finish(model, card)
-    model.Clear()
+    del model
     check_backbone(path, data)
     reached = gate(data, card, source, verb=verb, cosine=cosine, batches=batches)
     with atomic_file(path) as file:

@@ -94,9 +94,10 @@ def stream(
     iterator = iter(refs)
     pending: deque[Task[EmbeddedBatch]] = deque()
     # Left on Ctrl-C and by a caller who stops early, too: nothing more is begun.
-    with Threads(count) as pool:
+    needed = count if total is None else max(1, min(count, -(-total // size)))
+    with Threads(needed) as pool:
         while True:
-            while len(pending) < 2 * count + 1 and (batch := tuple(islice(iterator, size))):
+            while len(pending) < 2 * needed + 1 and (batch := tuple(islice(iterator, size))):
                 pending.append(pool.submit(worker, batch))
             if not pending:
                 return

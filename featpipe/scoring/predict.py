@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -119,14 +120,15 @@ def predict(
     The head is called once for every ``group`` batches of the backbone: a call of kNN costs
     12 ms for 8 rows as for 64.
     """
-    embedded = stream(source, refs, backbone, session, batch_size=batch_size, workers=workers)
+    batches = stream(source, refs, backbone, session, batch_size=batch_size, workers=workers)
     # One thread: the pools of BLAS and OpenMP would wait, spinning, beside threads that decode
     # and embed (measured for kNN: 40 ms a call, against 12).
     pools = ThreadpoolController()
-    while some := tuple(islice(embedded, group)):
-        with pools.limit(limits=1):
-            rows = tuple(_rows(some, classifier, rule))
-        yield Batch(tuple(ref for batch in some for ref in batch.refs), rows)
+    with closing(batches) as embedded:
+        while some := tuple(islice(embedded, group)):
+            with pools.limit(limits=1):
+                rows = tuple(_rows(some, classifier, rule))
+            yield Batch(tuple(ref for batch in some for ref in batch.refs), rows)
 
 
 def _rows(batches: Sequence[EmbeddedBatch], classifier: Classifier, rule: Rule) -> list[Prediction]:

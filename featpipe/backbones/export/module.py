@@ -94,6 +94,15 @@ def export_module(
         When the file cannot be written.
     """
     source = _FromPixels(features, card).eval()
+    card = replace(card, exporter={p: importlib.metadata.version(p) for p in _EXPORTERS})
+    # The graph has no name here: for more copies of large weights there is no room.
+    return write_backbone(
+        _graph(source, card), card, path, lambda images: _run(source, images), batches=batches
+    )[0]
+
+
+def _graph(source: nn.Module, card: BackboneCard) -> onnx.ModelProto:
+    """Return the graph of a network that takes pixels, batch normalisations folded."""
     example = torch.from_numpy(realistic_images(2, card.input_size))
     expected = _run(source, example.numpy())
     names = [EMBEDDING, FEATURE_MAP][: len(expected)]
@@ -102,17 +111,12 @@ def export_module(
         # Somebody else reads what a convolution writes, which no hook shows.
         folded = source
     try:
-        model = _to_onnx(express_conditional(folded), example, names)
+        return _to_onnx(express_conditional(folded), example, names)
     except Exception as exc:
         # The exporter has its own exceptions for every stage, none of them with a stable name.
         raise BackboneError(
             f"torch cannot export {card.name}: {first_line(exc)}: nothing was written"
         ) from exc
-    del folded  # its weights are in ``model``: of a large network there is no room for copies
-    card = replace(card, exporter={p: importlib.metadata.version(p) for p in _EXPORTERS})
-    return write_backbone(model, card, path, lambda images: _run(source, images), batches=batches)[
-        0
-    ]
 
 
 def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:

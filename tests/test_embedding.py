@@ -125,6 +125,14 @@ def test_a_device_that_is_asked_for_is_had_or_the_run_fails(run) -> None:
         run(device="coreml")
 
 
+def test_a_run_that_fails_at_its_device_leaves_no_store(run, tmp_path: Path) -> None:
+    """The same command for another folder of that name would be refused otherwise."""
+    for options in ({"device": "coreml"}, {"device": "cpu", "precision": "fp16"}):
+        with pytest.raises(DeviceError):
+            run(**options)
+    assert not (tmp_path / "store").exists()
+
+
 def test_changed_added_renamed_copied_and_deleted(run, photos: Path) -> None:
     """Only new contents are computed; what is gone is gone."""
     run()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("embeddings")
 _CHECKPOINT_SECONDS = 20.0
-_SURE = frozenset({"auto", "cpu"})
-"""Devices that need not be tried before it is known whether anything is to be computed."""
+_SURE = frozenset(product(("auto", "cpu"), ("auto", "fp32")))
+"""Devices and precisions that every machine has."""
 _NOT_STARTED = "nothing had to be computed, so no device was started"
 
 
@@ -210,11 +211,20 @@ def run_embedding(
     path = Path(output) if output is not None else default_store(opened, backbone)
     dtype = options.dtype or _dtype_of(path)
     _refuse_other_source(path, opened, explicit=not options.prune)
-    # A device that is asked for is had, or the run fails before it lists anything.
-    session = None if options.device in _SURE else _open_session(backbone, options)
+    session = None if _can_wait(path, options) else _open_session(backbone, options)
     manifest = Manifest(backbone.card.to_json(), dtype, opened.location, ())
     with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
         return _Run(opened, backbone, session, writer, options, progress).go()
+
+
+def _can_wait(path: Path, options: EmbedOptions) -> bool:
+    """Tell whether a device is needed only if something turns out to be computed.
+
+    What is asked for by name is had, or the run fails before it lists anything; and a run that
+    fails at its device leaves no new store behind.
+    """
+    is_sure = (options.device, options.precision) in _SURE
+    return is_sure and (path / "store.json").exists()
 
 
 def _open_session(backbone: Backbone, options: EmbedOptions) -> Session:

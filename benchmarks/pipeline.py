@@ -32,7 +32,7 @@ from featpipe.backbones import load_backbone
 
 BUILTIN, RESNET = "efficientnet_lite0", "resnet50"
 NETWORKS = {BUILTIN: "timm/tf_efficientnet_lite0", RESNET: "resnet50"}
-LARGE, LARGE_FEW = 144, 12
+LARGE_FEW = 12
 
 
 def data() -> Path:
@@ -196,11 +196,11 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         small = photographs()
-        large = enlarged(small[:LARGE], Path(folder))
+        large = enlarged(small[: arguments.images], Path(folder))
         for name in names:
             for what, paths, few in (
                 ("about 500 × 375", small[: 4 * arguments.images], arguments.images),
-                ("4000 × 3000", large[: 12 * arguments.images], min(LARGE_FEW, arguments.images)),
+                ("4000 × 3000", large, min(LARGE_FEW, arguments.images)),
             ):
                 results.append(measure(what, name, models, paths, few, arguments.repetitions))
                 show(results[-1])

@@ -2,9 +2,9 @@
 
 `concurrent.futures` waits with locks that are written in Python. A signal (Ctrl-C, SIGTERM)
 that arrives in the main thread just as it has taken one leaves it locked for ever: a worker
-then waits for the lock, and the main thread for the worker. One interrupted run of some
-thousands hung. Here all that the main thread shares with workers are queues written in C,
-which a signal leaves whole.
+then waits for the lock, and the main thread for the worker: a nightly run hung so. Here
+all that the main thread shares with workers are queues written in C, which a signal leaves
+whole.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from functools import cache, partial
 from queue import Empty, SimpleQueue
 from threading import Thread, get_ident, main_thread
 from types import TracebackType
-from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Self, TypeVar, cast
 
-import joblib
-from threadpoolctl import ThreadpoolController
+from featpipe import _machine
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -207,7 +209,8 @@ def _next(shared: _Shared) -> Task[Any] | object:
 @contextmanager
 def threads(n_tasks: int | None = None) -> Iterator[Threads | None]:
     """Yield threads for so many tasks, a core each; None where one is enough."""
-    n_threads = min(joblib.cpu_count(), n_tasks or joblib.cpu_count())
+    n_cores = _machine.usable_cores()
+    n_threads = min(n_cores, n_tasks or n_cores)
     if n_threads == 1:
         yield None
         return
@@ -225,4 +228,6 @@ def single_threads(n_tasks: int) -> Iterator[Threads | None]:
 @cache
 def _controller() -> ThreadpoolController:
     """Return what knows the libraries: looking for them takes milliseconds."""
+    from threadpoolctl import ThreadpoolController  # noqa: PLC0415 - `embed` needs none of it
+
     return ThreadpoolController()

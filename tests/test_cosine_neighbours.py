@@ -137,7 +137,7 @@ def test_cores_do_not_change_the_table(cores, monkeypatch) -> None:
     X, y = hard(3, 20)
     folds = make_folds(y, np.arange(60), 3, 0, list("abc"))
     expected = fit_tuned(HEADS["knn"], X, y, folds).table
-    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.setattr("featpipe._machine.usable_cores", lambda: cores)
     monkeypatch.setattr("featpipe.neighbours.rows._CELLS", 9 * X.shape[1] if cores == 8 else 2**21)
     for one, other in zip(fit_tuned(HEADS["knn"], X, y, folds).table, expected, strict=True):
         assert one["log_loss"] == pytest.approx(other["log_loss"], rel=1e-5)

@@ -56,7 +56,7 @@ def test_the_search_finds_what_float64_finds(
         patch.setattr(Rows, "step", lambda *_: step)
         patch.setattr("featpipe.neighbours.searching.QUERIES", batch)
         patch.setattr("featpipe.neighbours.searching._PAIRS", 3 * dimension)
-        patch.setattr("joblib.cpu_count", lambda: 2)
+        patch.setattr("featpipe._machine.usable_cores", lambda: 2)
         distances, positions = search(Rows.measured(X), Q, k, pool if threads else None)
     expected, order = plain(X, Q, k)
     assert distances.shape == positions.shape == (q, min(k, n))
@@ -71,7 +71,7 @@ def test_photographs_have_the_neighbours_that_float64_gives_them(dtype) -> None:
     Q = X[::3].astype(np.float32) + np.float32(0.01) * X[1::3][: len(X[::3])].astype(np.float32)
     with pytest.MonkeyPatch.context() as patch, Threads(2) as pool:
         patch.setattr(Rows, "step", lambda *_: 64)
-        patch.setattr("joblib.cpu_count", lambda: 2)
+        patch.setattr("featpipe._machine.usable_cores", lambda: 2)
         distances, positions = search(Rows.measured(X), Q, 20, pool)
     a, b = directions(X), directions(Q)
     order = np.argsort(-(b @ a.T), axis=1, kind="stable")[:, :20]
@@ -177,7 +177,7 @@ def blas_threads() -> set[int]:
 
 def test_blas_has_one_thread_for_each_of_ours(monkeypatch) -> None:
     """For the time of a search, and as before after it; one task needs no pool."""
-    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    monkeypatch.setattr("featpipe._machine.usable_cores", lambda: 2)
     before = blas_threads()
     with single_threads(5) as pool:
         assert pool is not None

@@ -109,7 +109,7 @@ def test_few_blocks_are_alive_at_a_time(store: EmbeddingStore, monkeypatch) -> N
     """Of a hundred blocks no more than threads and window hold, and the sample, are in memory."""
     monkeypatch.setattr(streaming, "ROWS", 20)
     monkeypatch.setattr("featpipe.solvers.streaming.ROWS", 20)
-    monkeypatch.setattr("featpipe._threads.joblib.cpu_count", lambda: 2)
+    monkeypatch.setattr("featpipe._machine.usable_cores", lambda: 2)
     monkeypatch.setattr(training, "StoredVectors", _Counting)
     monkeypatch.setattr(EmbeddingStore, "X", property(lambda _: pytest.fail("X was made")))
     fit(store, stream=True, cv=2)

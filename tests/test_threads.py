@@ -147,9 +147,16 @@ def test_a_program_ends_though_a_stream_is_suspended(end: str) -> None:
 def test_what_closed_threads_cannot_do_is_an_error() -> None:
     """Nothing waits for ever: not a second result, nor one that was dropped, nor a second end."""
     gate = threading.Event()
+    begun = threading.Event()
+
+    def wait() -> bool:
+        begun.set()
+        return gate.wait(10)
+
     with Threads(1) as pool:
-        first = pool.submit(gate.wait, 10)
+        first = pool.submit(wait)
         second = pool.submit(abs, -1)
+        assert begun.wait(10)
         threading.Thread(target=lambda: (closed(pool), gate.set())).start()
     assert first.result() is True
     with pytest.raises(RuntimeError, match="once"):
@@ -178,7 +185,7 @@ def test_threads_without_an_owner_begin_nothing() -> None:
 def test_the_last_reference_may_go_in_a_worker() -> None:
     """A worker that closes its own threads does not wait for itself."""
     with Threads(2) as pool:
-        pool.submit(pool.close).result()
+        assert pool.submit(pool.close).result() is None
     wait_for_the_end()
 
 

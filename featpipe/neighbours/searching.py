@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe import _machine
 from featpipe._threads import Threads
 from featpipe.neighbours.rows import QUERIES, Rows, units
 
@@ -75,7 +75,7 @@ def _batch(rows: Rows, queries: Array, k: int, pool: Threads | None) -> tuple[Fl
     # Each thread takes the next block: its own come in rising order.
     numbers = count()
     n_blocks = -(-len(rows) // step)
-    n_threads = 1 if pool is None else min(n_blocks, joblib.cpu_count())
+    n_threads = 1 if pool is None else min(n_blocks, _machine.usable_cores())
 
     def work() -> _Nearest:
         nearest = _Nearest(len(queries), k)

@@ -18,7 +18,6 @@ from featpipe.solvers.losses import Array, Ints, Loss
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-"""Blocks under way at a time: enough to keep all threads busy, and no more than is used soon."""
 
 
 @dataclass(frozen=True, slots=True)

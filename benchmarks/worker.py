@@ -131,6 +131,17 @@ def decode_only(model: str) -> Run:
     return run
 
 
+def read_and_hash() -> Run:
+    """Read files and compute the keys of their contents, on all cores."""
+    from featpipe._files import content_key
+
+    def run(paths: list[str]) -> None:
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(lambda path: content_key(Path(path).read_bytes()), paths))
+
+    return run
+
+
 def reference_decode(model: str) -> Run:
     """Decode in full and resize all of the image with Pillow, on all cores."""
     from featpipe.backbones import load_backbone
@@ -274,6 +285,7 @@ CONTENDERS: dict[str, Callable[..., Run]] = {
     "naive": naive,
     "model": model_only,
     "decode": decode_only,
+    "hash": read_and_hash,
     "reference": reference_decode,
     "torch": torch_usual,
     "expert": torch_expert,

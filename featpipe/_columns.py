@@ -31,7 +31,7 @@ LISTED = pa.schema(
 )
 """The columns of a listing; those that are named ``label:NAME`` follow."""
 
-BLOCK_ROWS = 2**14
+BLOCK_ROWS = 2**12
 """Rows that are objects at one time, where something goes through objects."""
 
 

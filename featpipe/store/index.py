@@ -22,6 +22,8 @@ from featpipe.types import ImageRef, Key
 
 FILE_NAME = "index.parquet"
 _BLOCK_ROWS = 2**16
+_DISTINCT = frozenset({"path", "key", "size", "mtime_ns", "row"})
+"""Columns of which a dictionary would be as long as they are."""
 
 _SCHEMA = pa.schema(
     [
@@ -116,7 +118,14 @@ class Index:
     def write(self, store: Path) -> None:
         """Replace the index of a store atomically."""
         with atomic_file(store / FILE_NAME) as file:
-            pq.write_table(self.table, file, compression="zstd")
+            repeating = [n for n in self.table.column_names if n not in _DISTINCT]
+            pq.write_table(
+                self.table,
+                file,
+                compression="zstd",
+                use_dictionary=repeating,
+                row_group_size=_BLOCK_ROWS,
+            )
 
     def values(self, column: str) -> list[Any]:
         """Return one column as a list; missing values are None."""

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +48,8 @@ class StoreWriter:
         self.places = Places((n, keys) for n in numbers if (keys := self._load(n)))
         self._next = max(numbers, default=-1) + 1
         self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
-        self._pending: list[tuple[Key, NDArray[Any]]] = []
+        self._keys: list[Key] = []
+        self._vectors = np.empty((0, manifest.dimension), dtype=manifest.dtype)
         self.previous = self._read_index()
 
     @classmethod
@@ -100,29 +100,33 @@ class StoreWriter:
         for key, vector in zip(keys, vectors, strict=True):
             if key in self.places:
                 continue
+            row = len(self._keys)
             # An interrupt may come between any two lines: a row is whole before it counts.
-            self._pending.append((key, vector))
-            self.places[key] = (self._next, len(self._pending) - 1)
-            if len(self._pending) >= self._rows:
+            self._put(row, vector)
+            self._keys.append(key)
+            self.places[key] = (self._next, row)
+            if len(self._keys) >= self._rows:
                 self.flush()
 
     def flush(self) -> None:
         """Write what has been appended as a part."""
-        if not self._pending:
+        count = len(self._keys)
+        if not count:
             return
-        parts.write_part(
-            self.path, self._next, self.shape, [key for key, _ in self._pending], self._stacked()
-        )
+        parts.write_part(self.path, self._next, self.shape, self._keys, self._vectors[:count])
         self._next += 1
         self._rows = min(self._rows * 2, PART_ROWS)
-        self._pending = []
+        self._keys = []
 
-    def _stacked(self) -> NDArray[Any]:
+    def _put(self, row: int, vector: NDArray[np.float32]) -> None:
+        """Copy a vector to where the next part is gathered: the only copy of it that is kept."""
+        if len(self._vectors) < self._rows:
+            larger = np.empty((self._rows, self.manifest.dimension), dtype=self.manifest.dtype)
+            larger[:row] = self._vectors[:row]
+            self._vectors = larger
         # A value beyond float16 becomes infinite here; `fit` names the image when it meets it.
         with np.errstate(over="ignore"):
-            return np.stack([vector for _, vector in self._pending]).astype(
-                self.shape.dtype, copy=False
-            )
+            self._vectors[row] = vector
 
     def commit(self, index: Index) -> None:
         """Make ``index`` the store's, after everything that it refers to is on disk."""

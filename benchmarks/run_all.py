@@ -42,6 +42,11 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["streaming.py", "--rows", "300000"],
         ["--rows", "20000", "--first", "5000"],
     ),
+    "cleaning": (
+        "Finding copies and wrong labels",
+        ["cleaning.py"],
+        ["--seeds", "1", "--rows", "5000"],
+    ),
     "rerun": (
         "A re-run over unchanged files",
         ["rerun.py", "--files", "100000"],

@@ -28,6 +28,7 @@ from featpipe.model_selection import (
     streams,
     units_of,
 )
+from featpipe.quality import Findings, inspect
 from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
 from featpipe.types import Progress, ProgressCallback
 from featpipe.vectors import StoredVectors
@@ -55,15 +56,16 @@ def fit(
     tune: bool = True,
     seed: int = 0,
     stream: bool | None = None,
+    check: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Head:
     """Learn a classifier on the vectors of a store, and measure it.
 
     Parameters are tuned by stratified cross-validation on the training split alone: the
-    images of the split ``train``, or all where there are no splits. Images of one group, and
-    equal images, stay in one fold. The estimate comes from the split ``test``, or else
-    ``val``, which is looked at once, at the end; without either, from nested
-    cross-validation. It is in `Head.metrics`, with 95 % intervals.
+    images of the split ``train``, or all where there are no splits. Images of one group, equal
+    images, and resized or re-encoded copies of one image stay in one fold. The estimate comes
+    from the split ``test``, or else ``val``, which is looked at once, at the end; without either,
+    from nested cross-validation. It is in `Head.metrics`, with 95 % intervals.
 
     Vectors that are too many for memory are read from the store in each pass over them, by
     logreg and svm: parameters are then chosen on a sample, and without a split the estimate
@@ -85,6 +87,9 @@ def fit(
     stream : bool, optional
         Whether vectors are read in each pass. Default: where four times their size as float32
         is more than the memory that the process may still take.
+    check : bool
+        Whether copies are looked for, and differences between the splits; what is found is in
+        ``report["quality"]`` and in the notes. The images are opened for it, once.
     progress : callable, optional
         Called with a `Progress` after each fit, or each pass.
 
@@ -107,7 +112,7 @@ def fit(
     if cv < 2:
         raise LabelError(f"cross-validation needs 2 folds at least, not {cv}: raise --cv")
     opened = store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(store)
-    return _Training(opened, spec, target, cv, tune, seed, stream, progress).go()
+    return _Training(opened, spec, target, cv, tune, seed, stream, check, progress).go()
 
 
 class _Training:
@@ -122,11 +127,13 @@ class _Training:
         tune: bool,
         seed: int,
         stream: bool | None,
+        check: bool,
         progress: ProgressCallback | None,
     ) -> None:
         self._store, self._spec, self._target = store, spec, target
         self._cv, self._tune, self._seed = cv, tune, seed
-        self._stream, self._progress = stream, progress
+        self._stream, self._check, self._progress = stream, check, progress
+        self._quality = Findings()
         self._notes: list[str] = []
         self._labels = store.labels(target)
 
@@ -137,11 +144,13 @@ class _Training:
             self._notes.append(said(*shape))
             _log.info(said(*shape))
             rows = labelled(self._store, train, self._target)
-            self._say_two_labels(train)
+            self._look(train, held, held_name)
+            rows = replace(rows, units=self._units(train))
             found = self._in_passes(rows, train, estimate=held is None)
         else:
             rows = labelled_rows(self._store, train, self._target)
-            self._say_two_labels(train)
+            self._look(train, held, held_name)
+            rows = replace(rows, units=self._units(train))
             found = self._at_once(rows)
         head = Head(
             name=self._spec.name,
@@ -158,14 +167,21 @@ class _Training:
                 self._held(head, rows, train, held),
             )
         elif found.held is not None:
-            measured = measure(head, self._store, train[found.held], self._target, self._seed)
+            measured = measure(
+                head,
+                self._store,
+                train[found.held],
+                self._target,
+                self._seed,
+                self._quality.copies,
+            )
             how, figures = (
                 f"{len(found.held):,} images held out, not used before",
                 measured.to_json(),
             )
         else:
             assert isinstance(rows, LabelledRows)
-            how, figures = "nested cross-validation", self._nested(rows)
+            how, figures = "nested cross-validation", self._nested(rows, train)
         return replace(head, report=self._report(rows, found, {"method": how, **figures}))
 
     def _at_once(self, rows: LabelledRows) -> _Learnt:
@@ -225,6 +241,7 @@ class _Training:
             "seed": self._seed,
             "target": self._target,
             "notes": self._notes,
+            "quality": self._quality.to_json() if self._check else None,
             "data": {
                 "store": str(self._store.path),
                 "source": self._store.source,
@@ -275,6 +292,24 @@ class _Training:
         if count:
             self._notes.append(f"{count} images {what} are not used")
 
+    def _look(self, train: Ints, held: Ints | None, held_name: str) -> None:
+        """Find out, before any figure is known, what may make it untrue."""
+        self._say_two_labels(train)
+        if self._check:
+            self._quality = inspect(
+                self._store,
+                train,
+                held,
+                self._labels,
+                held_name=held_name,
+                seed=self._seed,
+                progress=self._progress,
+            )
+            self._notes += self._quality.notes
+
+    def _units(self, rows: Ints) -> Ints:
+        return units_of_rows(self._store, rows, self._quality.copies)
+
     def _say_two_labels(self, train: Ints) -> None:
         store = self._store
         suspects = train[repeated_keys([store.keys[i] for i in train])]
@@ -282,7 +317,7 @@ class _Training:
         for conflict in label_conflicts(rows):
             self._notes.append(conflict)
 
-    def _nested(self, rows: LabelledRows) -> Mapping[str, Any]:
+    def _nested(self, rows: LabelledRows, train: Ints) -> Mapping[str, Any]:
         probabilities = nested_probabilities(
             self._spec,
             rows.X,
@@ -295,14 +330,35 @@ class _Training:
             on_fit=self._tell("estimating"),
         )
         majority = int(np.bincount(rows.y).argmax())
-        return compute_metrics(
-            rows.y,
-            probabilities,
-            rows.classes,
-            majority=majority,
-            groups=rows.units,
-            seed=self._seed,
-        ).to_json()
+
+        def figures(at: Ints) -> dict[str, Any]:
+            return compute_metrics(
+                rows.y[at],
+                probabilities[at],
+                rows.classes,
+                majority=majority,
+                groups=rows.units[at],
+                seed=self._seed,
+            ).to_json()
+
+        found = figures(np.arange(len(rows.y)))
+        copied = self._surplus(train)
+        if not len(copied):
+            return found
+        return {**found, "without_copies": figures(np.setdiff1d(np.arange(len(rows.y)), copied))}
+
+    def _surplus(self, train: Ints) -> Ints:
+        """Return the positions of images that are copies of one that stands before them."""
+        copies = self._quality.copies
+        if copies is None:
+            return np.empty(0, dtype=np.int64)
+        seen: set[Any] = set()
+        found = []
+        for at, name in enumerate(copies[train]):
+            if name is not None and name in seen:
+                found.append(at)
+            seen.add(name)
+        return np.array(found, dtype=np.int64)
 
     def _held(self, head: Head, rows: Labelled, train: Ints, held: Ints) -> Mapping[str, Any]:
         classes = set(head.classes)
@@ -316,21 +372,25 @@ class _Training:
             )
         self._say_shared_groups(train, held)
         seen = set(rows.keys)
-        twins = [i for i in known if self._store.keys[i] in seen]
-        metrics = measure(head, self._store, np.array(known), self._target, self._seed)
+        twins = {i for i in known if self._store.keys[i] in seen}
+        if twins:
+            self._notes.append(
+                f"{len(twins)} images of the split that is measured on are in the training split, "
+                "too: the estimate without them stands beside it"
+            )
+        copies = self._quality.copies
+        if copies is not None:
+            learnt = set(copies[train]) - {None}
+            twins |= {i for i in known if copies[i] in learnt}
+
+        def figures(of: list[int]) -> dict[str, Any]:
+            at = np.array(of)
+            return measure(head, self._store, at, self._target, self._seed, copies).to_json()
+
         if not twins:
-            return metrics.to_json()
-        self._notes.append(
-            f"{len(twins)} images of the split that is measured on are in the training split, too: "
-            "the estimate without them stands beside it"
-        )
-        rest = np.array([i for i in known if self._store.keys[i] not in seen])
-        without = (
-            measure(head, self._store, rest, self._target, self._seed).to_json()
-            if len(rest)
-            else None
-        )
-        return {**metrics.to_json(), "without_training_images": without}
+            return figures(known)
+        rest = [i for i in known if i not in twins]
+        return {**figures(known), "without_training_images": figures(rest) if rest else None}
 
     def _say_shared_groups(self, train: Ints, held: Ints) -> None:
         groups = self._store.groups
@@ -356,14 +416,28 @@ class _Training:
             self._progress(Progress(done, None, stage="passes", note=note))
 
 
+def units_of_rows(store: EmbeddingStore, rows: Ints, copies: NDArray[np.object_] | None) -> Ints:
+    """Return the unit of every row: equal images, copies and those of a group share one."""
+    groups = store.groups
+    return units_of(
+        [store.keys[i] for i in rows],
+        None if groups is None else groups[rows],
+        None if copies is None else copies[rows],
+    )
+
+
 def measure(
-    head: Head, store: EmbeddingStore, rows: Ints, target: str | None, seed: int
+    head: Head,
+    store: EmbeddingStore,
+    rows: Ints,
+    target: str | None,
+    seed: int,
+    copies: NDArray[np.object_] | None = None,
 ) -> Metrics:
     """Measure a head on rows of a store whose labels it knows."""
     position = {name: k for k, name in enumerate(head.classes)}
     y = np.array([position[label] for label in store.labels(target)[rows]], dtype=np.int64)
-    groups = store.groups
-    units = units_of([store.keys[i] for i in rows], None if groups is None else groups[rows])
+    units = units_of_rows(store, rows, copies)
     blocks = StoredVectors(store, rows).blocks()
     return metrics_of_blocks(
         ((y[at], head.predict_proba(vectors)) for at, vectors in blocks),

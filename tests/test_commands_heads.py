@@ -25,7 +25,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_fit_takes_the_newest_store_and_says_which(work: Path, run_cli) -> None:
     """The table on stdout, everything else on stderr; the head under heads/<store>-<head>/."""
-    result = run_cli("fit", "--head", "centroid", "--cv", "2")
+    result = run_cli("fit", "--no-check", "--head", "centroid", "--cv", "2")
     assert result.code == 0
     assert result.err == (
         "using the newest store: embeddings/surfaces-tiny\nsaved → heads/surfaces-tiny-centroid\n"
@@ -48,7 +48,7 @@ def test_the_newest_store_is_the_one_written_last(work: Path, run_cli) -> None:
     for number, name in enumerate(("another", "surfaces-tiny")):
         for file in ("store.json", "index.parquet"):
             os.utime(work / "embeddings" / name / file, ns=(number, number))
-    result = run_cli("fit", "--head", "centroid", "--cv", "2")
+    result = run_cli("fit", "--no-check", "--head", "centroid", "--cv", "2")
     assert result.err.splitlines()[0] == "using the newest store: embeddings/surfaces-tiny"
 
 
@@ -66,7 +66,9 @@ def test_without_any_store_the_way_to_one_is_named(tmp_path: Path, monkeypatch, 
 def test_fit_prints_what_was_chosen(work: Path, run_cli) -> None:
     """Parameters stand in the first line; -o and --seed are honoured."""
     store = work / "embeddings" / "surfaces-tiny"
-    result = run_cli("fit", store, "--head", "ridge", "-o", "mine", "--cv", "2", "--seed", "3")
+    result = run_cli(
+        "fit", "--no-check", store, "--head", "ridge", "-o", "mine", "--cv", "2", "--seed", "3"
+    )
     assert result.code == 0
     assert result.err == "saved → mine\n"
     head = load_head(work / "mine")
@@ -79,7 +81,7 @@ def test_fit_prints_what_was_chosen(work: Path, run_cli) -> None:
 
 def test_no_tune_takes_the_default(work: Path, run_cli) -> None:
     """--no-tune and --json together."""
-    result = run_cli("fit", "--head", "knn", "--no-tune", "--cv", "2", "--json")
+    result = run_cli("fit", "--no-check", "--head", "knn", "--no-tune", "--cv", "2", "--json")
     value = json.loads(result.out)
     assert value["parameters"]["n_neighbors"] <= 10
     assert len(value["tuning"]) == 1
@@ -87,7 +89,7 @@ def test_no_tune_takes_the_default(work: Path, run_cli) -> None:
 
 def test_json_is_one_document_on_stdout(work: Path, run_cli) -> None:
     """Nothing but JSON on stdout; it has the estimate, and where the head is."""
-    result = run_cli("fit", "--head", "centroid", "--cv", "2", "--json")
+    result = run_cli("fit", "--no-check", "--head", "centroid", "--cv", "2", "--json")
     value = json.loads(result.out)
     assert list(value) == [
         "head",
@@ -102,6 +104,7 @@ def test_json_is_one_document_on_stdout(work: Path, run_cli) -> None:
         "seed",
         "target",
         "notes",
+        "quality",
         "data",
     ]
     assert value["head"] == "heads/surfaces-tiny-centroid"
@@ -117,7 +120,7 @@ def test_notes_are_said_before_the_table_and_twins_after_it(work: Path, run_cli)
     store = make_store(
         work / "twins", X, labels, splits=["train", "test"] * 12, contents=contents
     ).path
-    result = run_cli("fit", store, "--head", "centroid", "--cv", "9")
+    result = run_cli("fit", "--no-check", store, "--head", "centroid", "--cv", "9")
     assert result.code == 0
     assert result.err.splitlines() == [
         "Note: 6 folds instead of 9: the smallest class has no more distinct images or groups.",
@@ -128,7 +131,7 @@ def test_notes_are_said_before_the_table_and_twins_after_it(work: Path, run_cli)
         "saved → heads/twins-centroid",
     ]
     assert result.out.splitlines()[-1].startswith(
-        "without the 1 images of the training split that are in it, too: accuracy "
+        "without the 1 that are copies of training images: accuracy "
     )
 
 
@@ -212,7 +215,7 @@ def test_the_default_name_is_fit_for_a_folder(tmp_path: Path, folder: str, stem:
 
 @pytest.fixture
 def fitted(work: Path, run_cli) -> Path:
-    assert run_cli("fit", "--head", "centroid", "--cv", "2").code == 0
+    assert run_cli("fit", "--no-check", "--head", "centroid", "--cv", "2").code == 0
     return work / "heads" / "surfaces-tiny-centroid"
 
 

@@ -45,6 +45,12 @@ _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
     help="Read the vectors from the store in each pass, or hold them in memory (logreg, svm). "
     "[default: as memory allows]",
 )
+@click.option(
+    "--check/--no-check",
+    default=True,
+    help="Look for copies among the images, and for differences between the splits. "
+    "[default: check]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 @debug_option
 def fit(
@@ -56,6 +62,7 @@ def fit(
     no_tune: bool,
     seed: int,
     stream: bool | None,
+    check: bool,
     as_json: bool,
 ) -> None:
     """Learn a classifier on the vectors in STORE, measure and save it.
@@ -84,6 +91,7 @@ def fit(
             tune=not no_tune,
             seed=seed,
             stream=stream,
+            check=check,
             progress=progress,
         )
     head.save(path)
@@ -135,11 +143,21 @@ def fit_text(head: Head) -> str:
     ]
     without = estimate.get("without_training_images")
     if without:
-        low, high = (100 * v for v in without["intervals_95"]["accuracy"])
-        figure = f"accuracy {100 * without['accuracy']:.1f} %, {low:.1f} to {high:.1f} %"
-        twins = f"{estimate['n_samples'] - without['n_samples']} images of the training split"
-        lines += ["", f"without the {twins} that are in it, too: {figure}"]
+        count = estimate["n_samples"] - without["n_samples"]
+        lines += [
+            "",
+            f"without the {count} that are copies of training images: {_accuracy(without)}",
+        ]
+    without = estimate.get("without_copies")
+    if without:
+        count = estimate["n_samples"] - without["n_samples"]
+        lines += ["", f"without the {count} that are copies of others: {_accuracy(without)}"]
     return "\n".join(lines)
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    low, high = (100 * v for v in metrics["intervals_95"]["accuracy"])
+    return f"accuracy {100 * metrics['accuracy']:.1f} %, {low:.1f} to {high:.1f} %"
 
 
 @click.command(context_settings=_HELP)

@@ -25,17 +25,21 @@ Fold: TypeAlias = "tuple[Ints, Ints]"
 _KEY_BYTES = 16
 
 
-def units_of(keys: Sequence[bytes], groups: NDArray[Any] | None = None) -> Ints:
+def units_of(keys: Sequence[bytes], *groupings: NDArray[Any] | None) -> Ints:
     """Return the unit of every row, (n,): rows that share a key or a group share a unit.
+
+    There may be several groupings (patients, copies of one image), or None in place of one; in
+    each, None stands for no group.
 
     >>> units_of([b"a", b"b", b"a", b"c"], np.array(["x", "x", None, None], dtype=object))
     array([0, 0, 0, 1])
     """
     n = len(keys)
     columns = [_codes(keys)]
-    if groups is None and int(columns[0].max(initial=-1)) == n - 1:
+    known = [groups for groups in groupings if groups is not None]
+    if not known and int(columns[0].max(initial=-1)) == n - 1:
         return np.arange(n)
-    if groups is not None:
+    for groups in known:
         named = [f"g{group}" if group is not None else f"row{i}" for i, group in enumerate(groups)]
         columns.append(np.unique(np.array(named), return_inverse=True)[1])
     # Rows and their keys and groups as a graph: its components are the units.

@@ -1,0 +1,165 @@
+"""Near-duplicates: images that are copies of one another, but not byte for byte."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from featpipe._threads import single_threads
+from featpipe.neighbours import Rows, search
+from featpipe.quality.looks import differing_bits, look_at
+from featpipe.quality.threshold import Threshold, threshold_for
+from featpipe.store import EmbeddingStore
+from featpipe.types import Progress, ProgressCallback
+from featpipe.vectors import finite_vectors
+
+Ints = NDArray[np.int64]
+
+_NEAREST = 12
+_QUERIES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The images that are nearest to each image, of several equal files the first alone.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, (m,)
+        Rows of the store, in rising order.
+    others : ndarray of int64, (m, k)
+        Rows of the store, the nearest first; a row may be among its own.
+    cosines : ndarray of float64, (m, k)
+    """
+
+    rows: Ints
+    others: Ints
+    cosines: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class NearDuplicates:
+    """Pairs of images that are copies of one another and have different bytes.
+
+    Attributes
+    ----------
+    pairs : ndarray of int64, (m, 2)
+        Rows of the store, the lower one first; sorted. Of several equal files the first stands
+        for all.
+    cosines : ndarray of float64, (m,)
+    bits : ndarray of int64, (m,)
+        In which the perceptual hashes differ.
+    threshold : Threshold
+    n_unseen : int
+        Images that could not be looked at, as they are gone or have changed: none of them is
+        in a pair.
+    nearest : Nearest
+        What was compared.
+    """
+
+    pairs: Ints
+    cosines: NDArray[np.float64]
+    bits: Ints
+    threshold: Threshold
+    n_unseen: int
+    nearest: Nearest
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def groups(self, n: int) -> NDArray[np.object_]:
+        """Return for each of n rows what its group of copies is called; None where it has none."""
+        found = np.full(n, None, dtype=object)
+        if not len(self):
+            return found
+        ends = self.pairs[:, 0], self.pairs[:, 1]
+        graph = coo_array((np.ones(len(self)), ends), shape=(n, n))
+        component = connected_components(graph, directed=False)[1]
+        at = np.unique(self.pairs)
+        found[at] = component[at]
+        return found
+
+
+def find_near_duplicates(
+    store: EmbeddingStore,
+    *,
+    models_dir: str | os.PathLike[str] | None = None,
+    progress: ProgressCallback | None = None,
+) -> NearDuplicates:
+    """Find the images of a store that are resized or re-encoded copies of others.
+
+    Of every image the 12 nearest by cosine are candidates (all images are compared, a block at
+    a time: memory grows with their number, not with its square). Those count whose vectors and
+    whose perceptual hashes are both as alike as those of copies are; see `threshold_for`.
+
+    Parameters
+    ----------
+    store : EmbeddingStore
+    models_dir : path, optional
+        A folder of backbones, for the one that made the store.
+    progress : callable, optional
+        Called with a `Progress`, stage ``looking`` or ``comparing``.
+
+    Raises
+    ------
+    StoreError
+        When a part is damaged.
+    """
+    looks = look_at(store, progress)
+    threshold = threshold_for(store, models_dir)
+    nearest = find_nearest(store, progress)
+    low, high, cosines = _pairs(nearest)
+    bits = differing_bits(looks.hashes[low], looks.hashes[high])
+    near = (cosines >= threshold.cosine) & (bits <= threshold.bits)
+    near &= looks.is_seen[low] & looks.is_seen[high]
+    return NearDuplicates(
+        pairs=np.column_stack([low, high])[near],
+        cosines=cosines[near],
+        bits=bits[near],
+        threshold=threshold,
+        n_unseen=int((~looks.is_seen).sum()),
+        nearest=nearest,
+    )
+
+
+def find_nearest(store: EmbeddingStore, progress: ProgressCallback | None = None) -> Nearest:
+    """Compare all images of a store, a block at a time; see `Nearest`."""
+    first = {key: row for row, key in reversed(list(enumerate(store.keys)))}
+    rows = np.array(sorted(first.values()), dtype=np.int64)
+    vectors = _measured(store).only(rows)
+    k = min(_NEAREST + 1, len(rows))
+    others, cosines = np.empty((len(rows), k), dtype=np.int64), np.empty((len(rows), k))
+    with single_threads(vectors.tasks(_QUERIES)) as pool:
+        for start in range(0, len(rows), _QUERIES):
+            at = slice(start, min(start + _QUERIES, len(rows)))
+            distances, positions = search(vectors, vectors.take(at), k, pool)
+            others[at], cosines[at] = rows[positions], 1 - distances
+            if progress is not None:
+                progress(Progress(at.stop, len(rows), stage="comparing"))
+    return Nearest(rows, others, cosines)
+
+
+def _measured(store: EmbeddingStore) -> Rows:
+    try:
+        return Rows.measured(store.X)
+    except ValueError:
+        # Whoever reads them as float32 names the image.
+        finite_vectors(store, np.arange(len(store)))
+        raise
+
+
+def _pairs(nearest: Nearest) -> tuple[Ints, Ints, NDArray[np.float64]]:
+    """Return every pair once, the lower row first, sorted."""
+    own = np.repeat(nearest.rows, nearest.others.shape[1])
+    other, cosines = nearest.others.ravel(), nearest.cosines.ravel()
+    low, high = np.minimum(own, other), np.maximum(own, other)
+    order = np.lexsort((high, low))
+    low, high, cosines = low[order], high[order], cosines[order]
+    is_new = low != high
+    is_new[1:] &= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    return low[is_new], high[is_new], cosines[is_new]

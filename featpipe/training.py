@@ -144,7 +144,7 @@ class _Training:
             self._notes.append(said(*shape))
             _log.info(said(*shape))
             rows = labelled(self._store, train, self._target)
-            self._look(train, held, held_name)
+            self._look(train, held, held_name, in_passes=True)
             rows = replace(rows, units=self._units(train))
             found = self._in_passes(rows, train, estimate=held is None)
         else:
@@ -292,7 +292,9 @@ class _Training:
         if count:
             self._notes.append(f"{count} images {what} are not used")
 
-    def _look(self, train: Ints, held: Ints | None, held_name: str) -> None:
+    def _look(
+        self, train: Ints, held: Ints | None, held_name: str, *, in_passes: bool = False
+    ) -> None:
         """Find out, before any figure is known, what may make it untrue."""
         self._say_two_labels(train)
         if self._check:
@@ -302,13 +304,15 @@ class _Training:
                 held,
                 self._labels,
                 held_name=held_name,
+                in_passes=in_passes,
                 seed=self._seed,
                 progress=self._progress,
             )
             self._notes += self._quality.notes
 
     def _units(self, rows: Ints) -> Ints:
-        return units_of_rows(self._store, rows, self._quality.copies)
+        quality = self._quality
+        return units_of_rows(self._store, rows, quality.copies if quality.keeps_together else None)
 
     def _say_two_labels(self, train: Ints) -> None:
         store = self._store
@@ -348,14 +352,15 @@ class _Training:
         return {**found, "without_copies": figures(np.setdiff1d(np.arange(len(rows.y)), copied))}
 
     def _surplus(self, train: Ints) -> Ints:
-        """Return the positions of images that are copies of one that stands before them."""
+        """Return the positions of images that equal, or are copies of, one that stands before."""
         copies = self._quality.copies
         if copies is None:
             return np.empty(0, dtype=np.int64)
         seen: set[Any] = set()
         found = []
-        for at, name in enumerate(copies[train]):
-            if name is not None and name in seen:
+        for at, row in enumerate(train.tolist()):
+            name = self._store.keys[row] if copies[row] is None else copies[row]
+            if name in seen:
                 found.append(at)
             seen.add(name)
         return np.array(found, dtype=np.int64)

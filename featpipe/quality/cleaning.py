@@ -10,11 +10,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._files import escape_path
-from featpipe.errors import LabelError
+from featpipe._files import escape_path, printable
+from featpipe._machine import available_memory
+from featpipe.errors import HeadError, LabelError
 from featpipe.heads import head_spec
 from featpipe.labelled import labelled_rows
-from featpipe.model_selection import units_of
+from featpipe.model_selection import streams, units_of
+from featpipe.quality.findings import unseen
 from featpipe.quality.looks import Looks, look_at
 from featpipe.quality.mislabelled import suspect_labels
 from featpipe.quality.near import NearDuplicates, find_near_duplicates
@@ -38,7 +40,7 @@ Kind: TypeAlias = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_NEIGHBOURS = 5
+_NEIGHBOURS, _LEAST_UNITS = 5, 3
 _FAR = 3.0
 """How many times the range of the middle half a distance lies above it, to be unlike others."""
 _UNIFORM, _BLANK, _DARK = 1.0, 4.0, 24.0
@@ -71,13 +73,14 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; paths are escaped as in a store."""
-        other = None if self.other is None else escape_path(self.other)
+        is_path = self.other is not None and self.kind != "wrong-label"
+        other = escape_path(self.other) if is_path and self.other else self.other
         return {**asdict(self), "path": escape_path(self.path), "other": other}
 
 
 @dataclass(frozen=True, slots=True)
 class Cleaning:
-    """What `clean` has found, kind by kind, in each the worst first.
+    """What `clean` has found, kind by kind; where there is a figure, the worst first.
 
     Attributes
     ----------
@@ -131,7 +134,7 @@ def clean(
     ----------
     store : EmbeddingStore or path
     head : str
-        The kind of head that judges labels; `suspect_labels` has figures.
+        The kind of head that judges labels.
     target : str, optional
         Label column, where there are several.
     seed : int
@@ -174,11 +177,7 @@ class _Search:
         store = self._store
         looks = look_at(store, self._progress)
         near = find_near_duplicates(store, progress=self._progress)
-        if near.n_unseen:
-            self._notes.append(
-                f"{near.n_unseen:,} images are gone or have changed since they were embedded, "
-                "and were not looked at"
-            )
+        self._notes += unseen(store, near)
         firsts = _firsts(store)
         found: list[Iterable[Problem]] = [
             self._unreadable(),
@@ -231,25 +230,26 @@ class _Search:
                 yield self._problem("two-labels", j, detail, None, self._store.paths[i])
 
     def _wrong_labels(self, near: NearDuplicates) -> Iterator[Problem]:
-        rows = np.flatnonzero(np.array([label is not None for label in self._labels], dtype=bool))
+        copies = near.groups(self._store)
+        rows = self._judged(copies)
         if not len(rows):
-            self._notes.append("there are no labels, so none was judged")
             return
         try:
+            # Heads that cannot be fitted in passes say so with an error.
+            if streams(self._spec, len(rows), self._store.dimension, available_memory(), None):
+                self._notes.append("labels were not judged, as their vectors do not fit in memory")
+                return
             given = labelled_rows(self._store, rows, self._target)
-            groups = self._store.groups
-            copies = near.groups(len(self._store))[rows]
-            units = units_of(given.keys, None if groups is None else groups[rows], copies)
             suspects = suspect_labels(
                 self._spec,
                 given.X,
                 given.y,
-                units,
+                self._units(rows, copies),
                 given.classes,
                 seed=self._seed,
                 on_fit=self._tell("judging labels"),
             )
-        except LabelError as exc:
+        except (LabelError, HeadError) as exc:
             self._notes.append(f"labels were not judged: {exc}")
             return
         columns = suspects.rows.tolist(), suspects.suggested.tolist(), suspects.confidence.tolist()
@@ -258,9 +258,33 @@ class _Search:
             detail = f"{confidence:.1%} likely; rather {other}"
             yield self._problem("wrong-label", int(rows[row]), detail, confidence, other)
 
+    def _judged(self, copies: Labels) -> Ints:
+        """Return the rows whose labels can be judged: some of their class can be held out."""
+        is_labelled = np.array([label is not None for label in self._labels], dtype=bool)
+        rows = np.flatnonzero(is_labelled)
+        if not len(rows):
+            names = ", ".join(printable(name) for name in self._store.label_columns)
+            several = f"there are several label columns ({names}): choose one with --target"
+            self._notes.append(several if names else "there are no labels, so none was judged")
+            return rows
+        units, given = self._units(rows, copies), self._labels[rows].astype(str)
+        few = {name for name in set(given) if len(np.unique(units[given == name])) < _LEAST_UNITS}
+        if few:
+            shown = ", ".join(printable(name) for name in sorted(few)[:5])
+            self._notes.append(
+                f"labels were not judged in {len(few):,} classes ({shown}), which have fewer than "
+                f"{_LEAST_UNITS} distinct images or groups"
+            )
+        return rows[~np.isin(given, sorted(few))] if few else rows
+
+    def _units(self, rows: Ints, copies: Labels) -> Ints:
+        groups = self._store.groups
+        keys = [self._store.keys[i] for i in rows]
+        return units_of(keys, None if groups is None else groups[rows], copies[rows])
+
     def _unlike_others(self, near: NearDuplicates) -> Iterator[Problem]:
         """Compare one of each group of copies: these do not make an image less alone."""
-        rows, distances = _distances(near, near.groups(len(self._store)))
+        rows, distances = _distances(near, near.groups(self._store))
         if len(rows) < 4 * _NEIGHBOURS:
             return
         low, high = np.quantile(distances, (0.25, 0.75))

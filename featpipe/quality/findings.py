@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from featpipe._files import printable
 from featpipe.model_selection import units_of
+from featpipe.quality.looks import source_of
 from featpipe.quality.near import NearDuplicates, find_near_duplicates
 from featpipe.quality.shift import Shift, measure_shift
 from featpipe.store import EmbeddingStore
@@ -22,10 +23,9 @@ Labels = NDArray[np.object_]
 
 MOST_IMAGES = 20_000
 """In larger stores `fit` does not look for copies: that would take longer than the fit."""
-_TOO_MANY = (
-    f"near-duplicates were not looked for, as there are more than {MOST_IMAGES:,} images: "
-    "`featpipe clean` finds them"
-)
+_NOT_LOOKED = "near-duplicates were not looked for, as {}: `featpipe clean` finds them"
+_TOO_MANY = f"there are more than {MOST_IMAGES:,} images"
+_IN_PASSES = "the vectors are read from the store in passes"
 _SHOWN = 3
 
 
@@ -43,6 +43,10 @@ class Findings:
         Between the images to learn on and those to measure on, where these are a split.
     notes : tuple of str
         What a person should know, a sentence each.
+    counts : dict
+        Images that are copies, and those to measure on that are copies of training images.
+    keeps_together : bool
+        Whether copies can stay in one fold: not where a class would have too few images then.
     """
 
     copies: Labels | None = None
@@ -50,6 +54,7 @@ class Findings:
     shift: Shift | None = None
     notes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    keeps_together: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as they stand in a head's report."""
@@ -74,6 +79,7 @@ def inspect(
     labels: Labels,
     *,
     held_name: str = "",
+    in_passes: bool = False,
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Findings:
@@ -86,20 +92,25 @@ def inspect(
     labels : ndarray of object, (len(store),)
     held_name : str
         Of that split.
+    in_passes : bool
+        Whether all vectors are too many for memory: then no copies are looked for.
     """
-    if len(store) > MOST_IMAGES:
-        notes = [_TOO_MANY]
-        near, copies, counts = None, None, {}
+    if in_passes or len(store) > MOST_IMAGES:
+        notes = [_NOT_LOOKED.format(_IN_PASSES if in_passes else _TOO_MANY)]
+        near, copies, counts, lacking = None, None, {}, None
     else:
         near = find_near_duplicates(store, progress=progress)
-        copies, counts = near.groups(len(store)), _counts(near, train, held)
+        copies = near.groups(store)
+        counts = _counts(store, copies, train, held)
+        lacking = _class_of_copies(store, copies, train, labels, 3 if held is None else 2)
         notes = [
-            *_unseen(near),
-            *_copied(near, counts, held_name),
+            *unseen(store, near),
+            *_copied(near, counts, lacking, held_name),
             *_two_labels(store, near, labels),
         ]
     shift = None if held is None else _shift(store, train, held, labels, copies, seed)
-    return Findings(copies, near, shift, (*notes, *_shifted(shift, held_name)), counts)
+    notes += _shifted(shift, held_name)
+    return Findings(copies, near, shift, tuple(notes), counts, keeps_together=lacking is None)
 
 
 def _shift(
@@ -118,31 +129,65 @@ def _shift(
     return measure_shift(StoredVectors(store, used), side, units, labels[used], seed=seed)
 
 
-def _counts(near: NearDuplicates, train: Ints, held: Ints | None) -> dict[str, int]:
-    """Count images that have a copy among those that are used, and such pairs across splits."""
+def _counts(
+    store: EmbeddingStore, copies: Labels, train: Ints, held: Ints | None
+) -> dict[str, int]:
+    """Count images that have a copy of other bytes among those that are used."""
     used = train if held is None else np.concatenate([train, held])
-    pairs = near.pairs[np.isin(near.pairs, used).all(axis=1)]
-    found = {"images": len(np.unique(pairs))}
+    keys: dict[Any, set[bytes]] = {}
+    for row in used.tolist():
+        if copies[row] is not None:
+            keys.setdefault(copies[row], set()).add(store.keys[row])
+    found = {"images": sum(len(keys.get(name, ())) > 1 for name in copies[used])}
     if held is not None:
-        is_held = np.isin(pairs, held)
-        across = pairs[is_held[:, 0] != is_held[:, 1]]
-        found["measured_on_with_copy_in_training"] = len(np.intersect1d(across, held))
+        learnt = set(copies[train]) - {None}
+        equal = {store.keys[row] for row in train.tolist()}
+        found["measured_on_with_copy_in_training"] = sum(
+            copies[row] in learnt and store.keys[row] not in equal for row in held.tolist()
+        )
     return found
 
 
-def _unseen(near: NearDuplicates) -> Iterable[str]:
-    if near.n_unseen:
+def _class_of_copies(
+    store: EmbeddingStore, copies: Labels, train: Ints, labels: Labels, least: int
+) -> str | None:
+    """Return a class that has too few images to hold any out, once copies count as one."""
+    keys = [store.keys[i] for i in train]
+    groups = None if store.groups is None else store.groups[train]
+    apart, together = units_of(keys, groups), units_of(keys, groups, copies[train])
+    for name in sorted({str(name) for name in labels[train]}):
+        of_class = labels[train] == name
+        if len(np.unique(together[of_class])) < least <= len(np.unique(apart[of_class])):
+            return name
+    return None
+
+
+def unseen(store: EmbeddingStore, near: NearDuplicates) -> Iterable[str]:
+    """Say how many images could not be looked at, and why."""
+    if near.n_unseen and source_of(store) is None:
         yield (
-            f"{near.n_unseen:,} images are gone or have changed since they were embedded: copies "
-            "among them are not found"
+            f"the source {printable(store.source)} cannot be opened again: {near.n_unseen:,} "
+            "images were not looked at, and copies among them are not found"
+        )
+    elif near.n_unseen:
+        yield (
+            f"{near.n_unseen:,} images are gone, have changed since they were embedded, or cannot "
+            "be read: copies among them are not found"
         )
 
 
-def _copied(near: NearDuplicates, counts: Mapping[str, int], held_name: str) -> Iterable[str]:
+def _copied(
+    near: NearDuplicates, counts: Mapping[str, int], lacking: str | None, held_name: str
+) -> Iterable[str]:
     if counts["images"]:
+        kept = (
+            "cross-validation keeps copies together"
+            if lacking is None
+            else f"they are not kept together, as {printable(lacking)} would have too few images"
+        )
         yield (
             f"{counts['images']:,} images are resized or re-encoded copies of others "
-            f"({near.threshold}): cross-validation keeps copies together"
+            f"({near.threshold}): {kept}"
         )
     if across := counts.get("measured_on_with_copy_in_training"):
         yield (
@@ -171,12 +216,10 @@ def _shifted(shift: Shift | None, held_name: str) -> Iterable[str]:
     if shift is None or not shift.is_clear:
         return
     low, high = shift.interval_95
-    most = max(shift.per_class.items(), key=lambda item: item[1], default=None)
-    classes = "" if most is None else f", most of all in {printable(most[0])} ({most[1]:.2f})"
     yield (
         f"the images of the split {held_name} differ from those of the training split, beyond "
         "their labels: of two images, one from each, a classifier tells which is which in "
-        f"{shift.auc:.0%} of cases ({low:.0%} to {high:.0%}; chance is 50%){classes}. They may "
+        f"{shift.auc:.0%} of cases ({low:.0%} to {high:.0%}; chance is 50%). They may "
         "come from other cameras, places or patients: the estimate is for images like those of "
-        f"the split {held_name}, and cross-validation on the training split would promise too much"
+        f"the split {held_name}, and cross-validation on the training split may promise too much"
     )

@@ -21,7 +21,7 @@ from featpipe._files import KEY_BYTES, atomic_file, content_key
 from featpipe._threads import Threads, threads
 from featpipe.errors import SourceError, WriteError
 from featpipe.images import decode_image
-from featpipe.sources import Source, open_source
+from featpipe.sources import LocalSource, Source, open_source
 from featpipe.store import EmbeddingStore
 from featpipe.types import Failure, ImageRef, Key, Pixels, Progress, ProgressCallback, ResizeRule
 
@@ -32,6 +32,9 @@ _RULE = ResizeRule(SIDE, SIDE, "bilinear", squash=True)
 _SMALL, _LOW = 32, 8
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _AT_ONCE = 32
+_SAVED = 4096
+"""Images after which what was seen is written down."""
+_MOST_ROWS = 10_000
 _SCHEMA = pa.schema(
     [
         ("key", pa.binary(KEY_BYTES)),
@@ -78,8 +81,8 @@ def look_at(store: EmbeddingStore, progress: ProgressCallback | None = None) -> 
     """
     known = _read(store)
     missing = _first_rows(store.keys, known)
-    if missing:
-        new = _new_looks(store, missing, progress)
+    for start in range(0, len(missing), _SAVED):
+        new = _new_looks(store, missing[start : start + _SAVED], progress, start, len(missing))
         if new:
             known.update(new)
             with suppress(WriteError):
@@ -147,7 +150,9 @@ def differing_bits(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.i
 
 
 def source_of(store: EmbeddingStore) -> Source | None:
-    """Return where the images of a store lie, or None where that is gone."""
+    """Return where the images of a store lie, or None where that is gone, or no single place."""
+    if store.source == "-":
+        return None
     try:
         return open_source(store.source)
     except (SourceError, OSError):
@@ -156,8 +161,12 @@ def source_of(store: EmbeddingStore) -> Source | None:
 
 def bytes_of(source: Source, path: str, key: Key) -> bytes | None:
     """Return an image file, or None where it is gone or has changed since it was embedded."""
+    ref = ImageRef(path)
+    # A pipe would be waited for, a device never ends.
+    if isinstance(source, LocalSource) and source.locate(ref).problem is not None:
+        return None
     try:
-        data = source.read(ImageRef(path))
+        data = source.read(ref)
     except (OSError, ValueError, MemoryError):
         return None
     return data if content_key(data) == key else None
@@ -170,7 +179,11 @@ def _first_rows(keys: list[Key], known: dict[Key, Look]) -> list[int]:
 
 
 def _new_looks(
-    store: EmbeddingStore, rows: list[int], progress: ProgressCallback | None
+    store: EmbeddingStore,
+    rows: list[int],
+    progress: ProgressCallback | None,
+    before: int,
+    total: int,
 ) -> dict[Key, Look]:
     source = source_of(store)
     if source is None:
@@ -187,14 +200,14 @@ def _new_looks(
         return found
 
     found: dict[Key, Look] = {}
-    done = 0
+    done = before
     blocks = [rows[i : i + _AT_ONCE] for i in range(0, len(rows), _AT_ONCE)]
     with threads(len(blocks)) as pool:
         for block, part in zip(blocks, _mapped(pool, work, blocks), strict=True):
             found.update(part)
             done += len(block)
             if progress is not None:
-                progress(Progress(done, len(rows), stage="looking"))
+                progress(Progress(done, total, stage="looking"))
     return found
 
 
@@ -208,12 +221,18 @@ def _read(store: EmbeddingStore) -> dict[Key, Look]:
     """Return what was found before; nothing where it cannot be used."""
     try:
         with pa.OSFile(str(store.path / FILE_NAME)) as file:
-            table = pq.ParquetFile(file).read()
+            opened = pq.ParquetFile(file)
+            # Images may have left the store since; many more than there are is no record of ours.
+            if opened.metadata.num_rows > _MOST_ROWS + 10 * len(store):
+                return {}
+            table = opened.read()
     except (OSError, pa.ArrowException):
         return {}
     if not table.schema.equals(_SCHEMA, check_metadata=True):
         return {}
     if any(table.column(name).null_count for name in _SCHEMA.names):
+        return {}
+    if not all(np.isfinite(table.column(name).to_numpy()).all() for name in _SCHEMA.names[2:]):
         return {}
     keys, *columns = (table.column(name).to_pylist() for name in _SCHEMA.names)
     return dict(zip(keys, zip(*columns, strict=True), strict=True))

@@ -72,16 +72,21 @@ class NearDuplicates:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def groups(self, n: int) -> NDArray[np.object_]:
-        """Return for each of n rows what its group of copies is called; None where it has none."""
+    def groups(self, store: EmbeddingStore) -> NDArray[np.object_]:
+        """Return for every row the number of its group of copies; None where it has none.
+
+        Equal files are in one group, so that each of them is a copy of what the first is.
+        """
+        n = len(store)
         found = np.full(n, None, dtype=object)
         if not len(self):
             return found
         ends = self.pairs[:, 0], self.pairs[:, 1]
         graph = coo_array((np.ones(len(self)), ends), shape=(n, n))
         component = connected_components(graph, directed=False)[1]
-        at = np.unique(self.pairs)
-        found[at] = component[at]
+        of = {store.keys[row]: int(component[row]) for row in np.unique(self.pairs).tolist()}
+        for row, key in enumerate(store.keys):
+            found[row] = of.get(key)
         return found
 
 

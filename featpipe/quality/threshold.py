@@ -11,23 +11,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from featpipe._files import atomic_file
-from featpipe.backbones import Backbone, load_backbone
+from featpipe._files import atomic_file, content_key
+from featpipe.backbones import Backbone, list_backbones, load_backbone
 from featpipe.errors import FeatpipeError, WriteError
 from featpipe.images import decode_image
 from featpipe.quality.looks import bytes_of, differing_bits, look, source_of
+from featpipe.sources import Source
 from featpipe.store import EmbeddingStore
 from featpipe.types import Failure
 
 FILE_NAME = "copies.json"
-_SAMPLE = 24
+_LARGEST_FILE = 2**16
+_SAMPLE, _LEAST = 24, 6
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_SMALLEST_SIDE, _MOST_PIXELS = 96, 2**26
+_LEAST_CONTRAST = 8.0
 _COPIES = ((1.0, 50), (0.7, 80), (0.4, 70))
 """Scale and JPEG quality of the copies that are made."""
-_SHARE = 0.02
-_SLACK, _MOST_BITS = 2, 8
-_BATCH = 8
+_SHARE = 0.1
+_SLACK, _MOST_BITS = 2, 6
+_FLOOR = 0.5
+"""Below this cosine nothing is called a copy, whatever the copies show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,92 +70,96 @@ DEFAULT = Threshold(0.85, 4, 0)
 def threshold_for(
     store: EmbeddingStore, models_dir: str | os.PathLike[str] | None = None
 ) -> Threshold:
-    """Measure how alike re-encoded copies of some images of a store are, once for each store.
+    """Measure how alike re-encoded copies of some images of a store are, once for its images.
 
-    24 images, drawn by their contents, are written as JPEG with quality 50, and at 0.7 and 0.4 of
-    their size. The cosine that all but 2 % of the copies reach is the
-    threshold, and two bits more than as many of them differ in. Where the images or the
-    backbone cannot be had it is `DEFAULT`.
+    24 images, drawn by their contents, are written as JPEG with quality 50, and at 0.7 and 0.4
+    of their size (quality 80 and 70). Of every image the copy counts that is least like it: the
+    threshold is what nine in ten images reach, 0.5 at least; hashes may differ in two bits more
+    than those of nine in ten do, six at most. Where fewer than six images can be had (they
+    are gone, too small or blank), or the backbone is not here, it is `DEFAULT`.
     """
-    known = _read(store)
+    first = {key: row for row, key in reversed(list(enumerate(store.keys)))}
+    sample = [first[key] for key in sorted(first)[: 2 * _SAMPLE]]
+    known = _read(store, _digest(store, sample))
     if known is not None:
         return known
+    # By its name among the files that are here: nothing is exported, no path is followed.
+    path = list_backbones(models_dir).get(str(store.card["name"]).replace("/", "-"))
+    source = source_of(store)
+    if path is None or source is None:
+        return DEFAULT
     try:
-        backbone = load_backbone(str(store.card["name"]), models_dir)
+        backbone = load_backbone(path)
+        if backbone.fingerprint != store.fingerprint:
+            return DEFAULT
+        found = _measured(store, source, sample, backbone)
     except (FeatpipeError, OSError):
         return DEFAULT
-    if backbone.fingerprint != store.fingerprint:
-        return DEFAULT
-    found = _measured(store, backbone)
     if found.copies:
+        content = {"sample": _digest(store, sample), **asdict(found)}
         with suppress(WriteError), atomic_file(store.path / FILE_NAME) as file:
-            content = {"fingerprint": store.fingerprint, **asdict(found)}
             file.write(json.dumps(content).encode())
     return found
 
 
-def _measured(store: EmbeddingStore, backbone: Backbone) -> Threshold:
-    rows, files, bits = [], list[bytes](), list[int]()
-    for row, data in _sample(store):
-        own = look(data)
-        for copy in _copies(data) if own is not None else ():
-            other = look(copy)
-            assert own is not None
-            if other is not None:
-                rows.append(row)
-                files.append(copy)
-                hashes = np.array([own[0]], np.uint64), np.array([other[0]], np.uint64)
-                bits.append(int(differing_bits(*hashes)[0]))
-    if not rows:
-        return DEFAULT
-    cosines = _cosines(store.read(np.array(rows)), _vectors(files, backbone))
-    # Rounded towards more copies: what a person is shown is what is used.
-    cosine = np.floor(100 * np.quantile(cosines, _SHARE)) / 100
-    most = int(np.ceil(np.quantile(bits, 1 - _SHARE)))
-    return Threshold(float(cosine), min(most + _SLACK, _MOST_BITS), len(rows))
+def _digest(store: EmbeddingStore, sample: list[int]) -> str:
+    """Return what changes with the backbone, the images, and how copies are made of them."""
+    made = repr((store.fingerprint, _COPIES, _SHARE, _SLACK, _MOST_BITS, _FLOOR)).encode()
+    return content_key(made + b"".join(store.keys[row] for row in sample)).hex()
 
 
-def _sample(store: EmbeddingStore) -> list[tuple[int, bytes]]:
-    """Return rows and files: the same ones for the same contents, whatever their order."""
-    source = source_of(store)
-    found: list[tuple[int, bytes]] = []
-    if source is None:
-        return found
-    first = {key: row for row, key in enumerate(store.keys)}
-    for key in sorted(first)[: 2 * _SAMPLE]:
-        data = bytes_of(source, store.paths[first[key]], key)
-        if data is not None:
-            found.append((first[key], data))
-        if len(found) == _SAMPLE:
+def _measured(
+    store: EmbeddingStore, source: Source, sample: list[int], backbone: Backbone
+) -> Threshold:
+    session = backbone.open_session("cpu", "fp32")
+    cosines, bits = list[float](), list[int]()
+    for row in sample:
+        data = bytes_of(source, store.paths[row], store.keys[row])
+        copies = [] if data is None else _copies(data)
+        if data is None or not copies:
+            continue
+        squares = [decode_image(copy, backbone.card.resize) for copy in copies]
+        pixels = [s.pixels for s in squares if not isinstance(s, Failure)]
+        looks = [seen for seen in map(look, (data, *copies)) if seen is not None]
+        if len(pixels) < len(copies) or len(looks) <= len(copies):
+            continue
+        vectors = session.run(np.stack(pixels))
+        cosines.append(float(_cosines(store.read(np.array([row])), vectors).min()))
+        hashes = np.array([seen[0] for seen in looks], np.uint64)
+        bits.append(int(differing_bits(hashes[:1], hashes[1:]).max()))
+        if len(cosines) == _SAMPLE:
             break
-    return found
+    if len(cosines) < _LEAST:
+        return DEFAULT
+    # Rounded towards more copies: what a person is shown is what is used.
+    cosine = max(_FLOOR, float(np.floor(100 * np.quantile(cosines, _SHARE)) / 100))
+    most = int(np.ceil(np.quantile(bits, 1 - _SHARE))) + _SLACK
+    return Threshold(cosine, min(most, _MOST_BITS), len(cosines) * len(_COPIES))
 
 
 def _copies(data: bytes) -> list[bytes]:
+    """Write an ordinary photograph again in several ways; none of what is no such thing."""
+    seen = look(data)
+    if seen is None or seen[2] < _LEAST_CONTRAST:
+        return []
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = opened.convert("RGB")
-            exif = opened.getexif()
-    # It was decoded before; whatever is odd about it, it gives no copy.
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            is_ordinary = opened.mode in {"RGB", "L"} and min(opened.size) >= _SMALLEST_SIDE
+            if not is_ordinary or opened.width * opened.height > _MOST_PIXELS:
+                return []
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+        return [_copy(image, scale, quality) for scale, quality in _COPIES]
+    # Pillow meets odd bytes and odd sizes with any exception; they make no copy.
     except Exception:  # noqa: BLE001
         return []
-    found = []
-    for scale, quality in _COPIES:
-        size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
-        copy = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        copy.save(file, "JPEG", quality=quality, exif=exif)
-        found.append(file.getvalue())
-    return found
 
 
-def _vectors(files: list[bytes], backbone: Backbone) -> NDArray[np.float32]:
-    session = backbone.open_session("cpu", "fp32")
-    squares = [decode_image(data, backbone.card.resize) for data in files]
-    pixels = np.stack([s.pixels for s in squares if not isinstance(s, Failure)])
-    return np.concatenate(
-        [session.run(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
-    )
+def _copy(image: Image.Image, scale: float, quality: int) -> bytes:
+    size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
+    copy = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    copy.save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
 def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -158,11 +168,17 @@ def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return cosines
 
 
-def _read(store: EmbeddingStore) -> Threshold | None:
+def _read(store: EmbeddingStore, digest: str) -> Threshold | None:
+    """Return what was measured on the same images before, as far as it can be true."""
+    path = store.path / FILE_NAME
     try:
-        content = json.loads((store.path / FILE_NAME).read_bytes())
+        if path.stat().st_size > _LARGEST_FILE:
+            return None
+        content = json.loads(path.read_bytes())
         found = Threshold(float(content["cosine"]), int(content["bits"]), int(content["copies"]))
-        is_ours = content["fingerprint"] == store.fingerprint and found.copies > 0
-    except (OSError, ValueError, KeyError, TypeError):
+        if content["sample"] != digest:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    return found if is_ours and -1 <= found.cosine <= 1 and 0 <= found.bits <= 63 else None
+    is_possible = _FLOOR <= found.cosine <= 1 and 0 <= found.bits <= _MOST_BITS
+    return found if is_possible and found.copies > 0 else None

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.sources.base import Source
+from featpipe.sources.base import LocalSource, Source
 from featpipe.sources.folder import IMAGE_SUFFIXES, FolderSource
 from featpipe.sources.labels import LabelledSource
 from featpipe.sources.paths import PathSource, read_path_list
@@ -25,6 +25,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "FolderSource",
     "LabelledSource",
+    "LocalSource",
     "PathSource",
     "Source",
     "SourceLike",

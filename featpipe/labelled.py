@@ -75,11 +75,25 @@ def labelled(store: EmbeddingStore, rows: Ints, target: str | None = None) -> La
             f"{printable(classes[0])}: a classifier needs two classes at least"
         )
     position = {name: k for k, name in enumerate(classes)}
-    groups = store.groups
-    keys = [store.keys[i] for i in rows]
     return Labelled(
         y=np.array([position[name] for name in names], dtype=np.int64),
         classes=classes,
-        units=units_of(keys, None if groups is None else groups[rows]),
-        keys=keys,
+        units=units_of_rows(store, rows),
+        keys=[store.keys[i] for i in rows],
+    )
+
+
+def units_of_rows(
+    store: EmbeddingStore, rows: Ints, copies: NDArray[np.object_] | None = None
+) -> Ints:
+    """Return the unit of every row: equal images and those of a group share one.
+
+    ``copies`` names, for every row of the store, the group of copies that it belongs to (None
+    where it is none): those share one, too.
+    """
+    groups = store.groups
+    return units_of(
+        [store.keys[i] for i in rows],
+        None if groups is None else groups[rows],
+        None if copies is None else copies[rows],
     )

@@ -16,7 +16,7 @@ from featpipe._machine import available_memory
 from featpipe.errors import LabelError
 from featpipe.heads import Head, HeadSpec, head_spec
 from featpipe.heads.persistence import data_digest, short_key
-from featpipe.labelled import Labelled, LabelledRows, labelled, labelled_rows
+from featpipe.labelled import Labelled, LabelledRows, labelled, labelled_rows, units_of_rows
 from featpipe.metrics import Metrics, compute_metrics, metrics_of_blocks
 from featpipe.model_selection import (
     Fitted,
@@ -26,7 +26,6 @@ from featpipe.model_selection import (
     nested_probabilities,
     said,
     streams,
-    units_of,
 )
 from featpipe.quality import Findings, inspect
 from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
@@ -419,16 +418,6 @@ class _Training:
     def _tell_pass(self, done: int, note: str) -> None:
         if self._progress is not None:
             self._progress(Progress(done, None, stage="passes", note=note))
-
-
-def units_of_rows(store: EmbeddingStore, rows: Ints, copies: NDArray[np.object_] | None) -> Ints:
-    """Return the unit of every row: equal images, copies and those of a group share one."""
-    groups = store.groups
-    return units_of(
-        [store.keys[i] for i in rows],
-        None if groups is None else groups[rows],
-        None if copies is None else copies[rows],
-    )
 
 
 def measure(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from sklearn.metrics import roc_auc_score
 from vectors import make_store
 
 from featpipe import embed
@@ -406,6 +407,10 @@ def test_area_is_the_share_of_pairs(pairs: list[tuple[int, bool]]) -> None:
         return
     gaps = scores[side == 1][:, None] - scores[side == 0][None, :]
     assert area(scores, side) == pytest.approx(np.mean((gaps > 0) + 0.5 * (gaps == 0)))
+    weights = np.arange(len(side)) % 3 + 1
+    assert area(scores, side, weights) == pytest.approx(
+        roc_auc_score(side, scores, sample_weight=weights)
+    )
 
 
 def test_wrong_labels_come_first() -> None:

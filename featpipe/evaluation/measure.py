@@ -15,8 +15,8 @@ from featpipe.errors import FingerprintError, LabelError
 from featpipe.evaluation.table import metrics_table
 from featpipe.heads import Head, load_head
 from featpipe.heads.persistence import short_key
+from featpipe.labelled import units_of_rows
 from featpipe.metrics import Metrics, compute_metrics
-from featpipe.model_selection import units_of
 from featpipe.store import EmbeddingStore
 from featpipe.vectors import StoredVectors
 
@@ -126,13 +126,12 @@ def evaluate(
     y = np.array([known[labels[i]] for i in rows], dtype=np.int64)
     blocks = StoredVectors(opened, rows).blocks()
     probabilities = np.concatenate([fitted.predict_proba(vectors) for _, vectors in blocks])
-    groups = None if opened.groups is None else opened.groups[rows]
     metrics = compute_metrics(
         y,
         probabilities,
         fitted.classes,
         majority=int(np.argmax(fitted.class_counts)),
-        groups=units_of([opened.keys[i] for i in rows], groups),
+        groups=units_of_rows(opened, rows),
         seed=seed,
     )
     return Evaluation(

@@ -14,10 +14,10 @@ from featpipe._files import escape_path, printable
 from featpipe._machine import available_memory
 from featpipe.errors import HeadError, LabelError
 from featpipe.heads import head_spec
-from featpipe.labelled import labelled_rows
-from featpipe.model_selection import streams, units_of
+from featpipe.labelled import labelled_rows, units_of_rows
+from featpipe.model_selection import streams
 from featpipe.quality.findings import unseen
-from featpipe.quality.looks import Looks, look_at
+from featpipe.quality.looks import Looks, first_rows
 from featpipe.quality.mislabelled import suspect_labels
 from featpipe.quality.near import NearDuplicates, find_near_duplicates
 from featpipe.store import EmbeddingStore
@@ -175,18 +175,17 @@ class _Search:
 
     def go(self) -> Cleaning:
         store = self._store
-        looks = look_at(store, self._progress)
         near = find_near_duplicates(store, progress=self._progress)
         self._notes += unseen(store, near)
-        firsts = _firsts(store)
+        firsts, copies = first_rows(store), near.groups(store)
         found: list[Iterable[Problem]] = [
             self._unreadable(),
             self._equal(firsts),
             self._copies(near),
             self._two_labels(firsts, near),
-            self._wrong_labels(near),
-            self._unlike_others(near),
-            self._odd_looks(looks),
+            self._wrong_labels(copies),
+            self._unlike_others(near, copies),
+            self._odd_looks(near.looks),
             self._odd_sizes(),
         ]
         return Cleaning(
@@ -229,8 +228,7 @@ class _Search:
                 detail = f"{labels[j]} here, {labels[i]} there"
                 yield self._problem("two-labels", j, detail, None, self._store.paths[i])
 
-    def _wrong_labels(self, near: NearDuplicates) -> Iterator[Problem]:
-        copies = near.groups(self._store)
+    def _wrong_labels(self, copies: Labels) -> Iterator[Problem]:
         rows = self._judged(copies)
         if not len(rows):
             return
@@ -244,7 +242,7 @@ class _Search:
                 self._spec,
                 given.X,
                 given.y,
-                self._units(rows, copies),
+                units_of_rows(self._store, rows, copies),
                 given.classes,
                 seed=self._seed,
                 on_fit=self._tell("judging labels"),
@@ -267,7 +265,7 @@ class _Search:
             several = f"there are several label columns ({names}): choose one with --target"
             self._notes.append(several if names else "there are no labels, so none was judged")
             return rows
-        units, given = self._units(rows, copies), self._labels[rows].astype(str)
+        units, given = units_of_rows(self._store, rows, copies), self._labels[rows].astype(str)
         few = {name for name in set(given) if len(np.unique(units[given == name])) < _LEAST_UNITS}
         if few:
             shown = ", ".join(printable(name) for name in sorted(few)[:5])
@@ -277,14 +275,9 @@ class _Search:
             )
         return rows[~np.isin(given, sorted(few))] if few else rows
 
-    def _units(self, rows: Ints, copies: Labels) -> Ints:
-        groups = self._store.groups
-        keys = [self._store.keys[i] for i in rows]
-        return units_of(keys, None if groups is None else groups[rows], copies[rows])
-
-    def _unlike_others(self, near: NearDuplicates) -> Iterator[Problem]:
+    def _unlike_others(self, near: NearDuplicates, copies: Labels) -> Iterator[Problem]:
         """Compare one of each group of copies: these do not make an image less alone."""
-        rows, distances = _distances(near, near.groups(self._store))
+        rows, distances = _distances(near, copies)
         if len(rows) < 4 * _NEIGHBOURS:
             return
         low, high = np.quantile(distances, (0.25, 0.75))
@@ -327,12 +320,6 @@ class _Search:
         if callback is None:
             return None
         return lambda done, total: callback(Progress(done, total, stage=stage))
-
-
-def _firsts(store: EmbeddingStore) -> Ints:
-    """Return for every row the first row of the same content."""
-    first: dict[bytes, int] = {}
-    return np.array([first.setdefault(key, row) for row, key in enumerate(store.keys)], dtype=int)
 
 
 def _distances(near: NearDuplicates, group: Labels) -> tuple[Ints, NDArray[np.float64]]:

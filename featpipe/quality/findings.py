@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe._files import printable
-from featpipe.model_selection import units_of
+from featpipe.labelled import units_of_rows
 from featpipe.quality.looks import source_of
 from featpipe.quality.near import NearDuplicates, find_near_duplicates
 from featpipe.quality.shift import Shift, measure_shift
@@ -122,9 +122,7 @@ def _shift(
     seed: int,
 ) -> Shift | None:
     used = np.concatenate([train, held])
-    groups = None if store.groups is None else store.groups[used]
-    of = None if copies is None else copies[used]
-    units = units_of([store.keys[i] for i in used], groups, of)
+    units = units_of_rows(store, used, copies)
     side = np.repeat([0, 1], [len(train), len(held)])
     return measure_shift(StoredVectors(store, used), side, units, labels[used], seed=seed)
 
@@ -152,9 +150,7 @@ def _class_of_copies(
     store: EmbeddingStore, copies: Labels, train: Ints, labels: Labels, least: int
 ) -> str | None:
     """Return a class that has too few images to hold any out, once copies count as one."""
-    keys = [store.keys[i] for i in train]
-    groups = None if store.groups is None else store.groups[train]
-    apart, together = units_of(keys, groups), units_of(keys, groups, copies[train])
+    apart, together = units_of_rows(store, train), units_of_rows(store, train, copies)
     for name in sorted({str(name) for name in labels[train]}):
         of_class = labels[train] == name
         if len(np.unique(together[of_class])) < least <= len(np.unique(apart[of_class])):

@@ -80,7 +80,7 @@ def look_at(store: EmbeddingStore, progress: ProgressCallback | None = None) -> 
     looked at anew each time.
     """
     known = _read(store)
-    missing = _first_rows(store.keys, known)
+    missing = [row for row in np.unique(first_rows(store)).tolist() if store.keys[row] not in known]
     for start in range(0, len(missing), _SAVED):
         new = _new_looks(store, missing[start : start + _SAVED], progress, start, len(missing))
         if new:
@@ -172,10 +172,11 @@ def bytes_of(source: Source, path: str, key: Key) -> bytes | None:
     return data if content_key(data) == key else None
 
 
-def _first_rows(keys: list[Key], known: dict[Key, Look]) -> list[int]:
-    """Return one row for each content that is not known."""
-    first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
-    return sorted(first.values())
+def first_rows(store: EmbeddingStore) -> NDArray[np.int64]:
+    """Return for every row the first row of the same content, (n,)."""
+    first: dict[Key, int] = {}
+    rows = [first.setdefault(key, row) for row, key in enumerate(store.keys)]
+    return np.array(rows, dtype=np.int64)
 
 
 def _new_looks(

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from featpipe._threads import single_threads
 from featpipe.neighbours import Rows, search
-from featpipe.quality.looks import differing_bits, look_at
+from featpipe.quality.looks import Looks, differing_bits, first_rows, look_at
 from featpipe.quality.threshold import Threshold, threshold_for
 from featpipe.store import EmbeddingStore
 from featpipe.types import Progress, ProgressCallback
@@ -55,9 +55,8 @@ class NearDuplicates:
     bits : ndarray of int64, (m,)
         In which the perceptual hashes differ.
     threshold : Threshold
-    n_unseen : int
-        Images that could not be looked at, as they are gone or have changed: none of them is
-        in a pair.
+    looks : Looks
+        What was seen of the images; none that could not be looked at is in a pair.
     nearest : Nearest
         What was compared.
     """
@@ -66,11 +65,16 @@ class NearDuplicates:
     cosines: NDArray[np.float64]
     bits: Ints
     threshold: Threshold
-    n_unseen: int
+    looks: Looks
     nearest: Nearest
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def n_unseen(self) -> int:
+        """Images that could not be looked at, as they are gone or have changed."""
+        return int((~self.looks.is_seen).sum())
 
     def groups(self, store: EmbeddingStore) -> NDArray[np.object_]:
         """Return for every row the number of its group of copies; None where it has none.
@@ -127,15 +131,14 @@ def find_near_duplicates(
         cosines=cosines[near],
         bits=bits[near],
         threshold=threshold,
-        n_unseen=int((~looks.is_seen).sum()),
+        looks=looks,
         nearest=nearest,
     )
 
 
 def find_nearest(store: EmbeddingStore, progress: ProgressCallback | None = None) -> Nearest:
     """Compare all images of a store, a block at a time; see `Nearest`."""
-    first = {key: row for row, key in reversed(list(enumerate(store.keys)))}
-    rows = np.array(sorted(first.values()), dtype=np.int64)
+    rows = np.unique(first_rows(store))
     vectors = _measured(store).only(rows)
     k = min(_NEAREST + 1, len(rows))
     others, cosines = np.empty((len(rows), k), dtype=np.int64), np.empty((len(rows), k))

@@ -122,6 +122,8 @@ def measure_shift(
 def area(scores: Floats, side: Ints, weights: Ints | None = None) -> float:
     """Return the area under the ROC curve: ties count half.
 
+    What scikit-learn's ``roc_auc_score`` gives, without its checks: a thousand resamples ask.
+
     References
     ----------
     Hanley, McNeil 1982, "The meaning and use of the area under a receiver operating

@@ -17,7 +17,7 @@ from featpipe._files import atomic_file, content_key
 from featpipe.backbones import Backbone, list_backbones, load_backbone
 from featpipe.errors import FeatpipeError, WriteError
 from featpipe.images import decode_image
-from featpipe.quality.looks import bytes_of, differing_bits, look, source_of
+from featpipe.quality.looks import bytes_of, differing_bits, first_rows, look, source_of
 from featpipe.sources import Source
 from featpipe.store import EmbeddingStore
 from featpipe.types import Failure
@@ -78,8 +78,8 @@ def threshold_for(
     than those of nine in ten do, six at most. Where fewer than six images can be had (they
     are gone, too small or blank), or the backbone is not here, it is `DEFAULT`.
     """
-    first = {key: row for row, key in reversed(list(enumerate(store.keys)))}
-    sample = [first[key] for key in sorted(first)[: 2 * _SAMPLE]]
+    rows = np.unique(first_rows(store)).tolist()
+    sample = sorted(rows, key=store.keys.__getitem__)[: 2 * _SAMPLE]
     known = _read(store, _digest(store, sample))
     if known is not None:
         return known

@@ -21,8 +21,8 @@ from featpipe.embedding import EmbedOptions, run_embedding
 from featpipe.errors import LabelError, SourceError
 from featpipe.heads import HeadSpec, head_spec
 from featpipe.heads.registry import class_scores
-from featpipe.labelled import labelled_rows
-from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities, units_of
+from featpipe.labelled import labelled_rows, units_of_rows
+from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities
 from featpipe.sources import SourceLike
 from featpipe.store import EmbeddingStore
 from featpipe.types import ProgressCallback
@@ -288,7 +288,7 @@ def _on_split(
     # A class that was never learnt is never right, before and after.
     y = np.array([position.get(str(label), -1) for label in store.labels()[held]])
     found = class_scores(fitted.pipeline, finite_vectors(store, held)).argmax(axis=1)
-    return found == y, _units(store, held)
+    return found == y, units_of_rows(store, held)
 
 
 def _nested(store: EmbeddingStore, spec: HeadSpec, learn: Ints, seed: int) -> tuple[Flags, Ints]:
@@ -303,8 +303,3 @@ def _nested(store: EmbeddingStore, spec: HeadSpec, learn: Ints, seed: int) -> tu
         seed=seed,
     )
     return probabilities.argmax(axis=1) == rows.y, rows.units
-
-
-def _units(store: EmbeddingStore, rows: Ints) -> Ints:
-    groups = store.groups
-    return units_of([store.keys[i] for i in rows], None if groups is None else groups[rows])

@@ -13,27 +13,44 @@ from numpy.typing import NDArray
 
 from featpipe._files import printable
 from featpipe._machine import available_memory
+from featpipe.baselines import Baselines, compare_with_baselines
 from featpipe.errors import LabelError
+from featpipe.estimation import Estimate, estimate_nested, estimate_on, estimate_on_split
 from featpipe.heads import Head, HeadSpec, head_spec
 from featpipe.heads.persistence import data_digest, short_key
 from featpipe.labelled import Labelled, LabelledRows, labelled, labelled_rows, units_of_rows
-from featpipe.metrics import Metrics, compute_metrics, metrics_of_blocks
-from featpipe.model_selection import (
-    Fitted,
-    fit_streamed,
-    fit_tuned,
-    make_folds,
-    nested_probabilities,
-    said,
-    streams,
-)
+from featpipe.model_selection import Fitted, fit_streamed, fit_tuned, make_folds, said, streams
 from featpipe.quality import Findings, inspect
+from featpipe.splits import Division, divide
 from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
 from featpipe.types import Progress, ProgressCallback
 from featpipe.vectors import StoredVectors
 
 Ints = NDArray[np.int64]
 _log = logging.getLogger("featpipe.training")
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """Parameters of `fit` beside store and head, by the same names."""
+
+    target: str | None = None
+    cv: int = 5
+    tune: bool = True
+    seed: int = 0
+    stream: bool | None = None
+    check: bool = True
+    baselines: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A head, and what it was measured on; `Head.report` holds the figures alone."""
+
+    head: Head
+    estimate: Estimate
+    quality: Findings
+    baselines: Baselines | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,7 @@ def fit(
     seed: int = 0,
     stream: bool | None = None,
     check: bool = True,
+    baselines: bool | None = None,
     progress: ProgressCallback | None = None,
 ) -> Head:
     """Learn a classifier on the vectors of a store, and measure it.
@@ -89,6 +107,10 @@ def fit(
     check : bool
         Whether copies are looked for, and differences between the splits; what is found is in
         ``report["quality"]`` and in the notes. The images are opened for it, once.
+    baselines : bool, optional
+        Whether the same head is measured without transfer, too: on raw pixels, and on the
+        vectors of a backbone with random weights, on at most 400 images of each side. It is
+        in ``report["baselines"]``. The images are opened for it, once. Default: as ``check``.
     progress : callable, optional
         Called with a `Progress` after each fit, or each pass.
 
@@ -107,11 +129,24 @@ def fit(
     >>> head.metrics["accuracy"]                                    # doctest: +SKIP
     0.94
     """
+    options = FitOptions(target, cv, tune, seed, stream, check, baselines)
+    return train(store, head, options, progress=progress).head
+
+
+def train(
+    store: EmbeddingStore | str | os.PathLike[str],
+    head: str = "logreg",
+    options: FitOptions | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+) -> Trained:
+    """Do what `fit` does, and return beside the head what a report of it shows."""
+    options = options or FitOptions()
     spec = head_spec(head)
-    if cv < 2:
-        raise LabelError(f"cross-validation needs 2 folds at least, not {cv}: raise --cv")
+    if options.cv < 2:
+        raise LabelError(f"cross-validation needs 2 folds at least, not {options.cv}: raise --cv")
     opened = store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(store)
-    return _Training(opened, spec, target, cv, tune, seed, stream, check, progress).go()
+    return _Training(opened, spec, options, progress).go()
 
 
 class _Training:
@@ -121,36 +156,19 @@ class _Training:
         self,
         store: EmbeddingStore,
         spec: HeadSpec,
-        target: str | None,
-        cv: int,
-        tune: bool,
-        seed: int,
-        stream: bool | None,
-        check: bool,
+        options: FitOptions,
         progress: ProgressCallback | None,
     ) -> None:
-        self._store, self._spec, self._target = store, spec, target
-        self._cv, self._tune, self._seed = cv, tune, seed
-        self._stream, self._check, self._progress = stream, check, progress
+        self._store, self._spec, self._options = store, spec, options
+        self._progress = progress
+        self._labels = store.labels(options.target)
         self._quality = Findings()
         self._notes: list[str] = []
-        self._labels = store.labels(target)
 
-    def go(self) -> Head:
-        train, held, held_name = self._divide()
-        shape = len(train), self._store.dimension
-        if streams(self._spec, *shape, available_memory(), self._stream):
-            self._notes.append(said(*shape))
-            _log.info(said(*shape))
-            rows = labelled(self._store, train, self._target)
-            self._look(train, held, held_name, in_passes=True)
-            rows = replace(rows, units=self._units(train))
-            found = self._in_passes(rows, train, estimate=held is None)
-        else:
-            rows = labelled_rows(self._store, train, self._target)
-            self._look(train, held, held_name)
-            rows = replace(rows, units=self._units(train))
-            found = self._at_once(rows)
+    def go(self) -> Trained:
+        division = divide(self._store, self._labels)
+        self._notes += division.notes
+        rows, found = self._learn(division)
         head = Head(
             name=self._spec.name,
             classes=rows.classes,
@@ -160,39 +178,91 @@ class _Training:
             parameters=found.fitted.parameters,
             class_counts=tuple(np.bincount(rows.y[found.rows]).tolist()),
         )
-        if held is not None:
-            how, figures = (
-                f"the split {held_name}, not used before",
-                self._held(head, rows, train, held),
-            )
-        elif found.held is not None:
-            measured = measure(
+        estimate = self._estimate(head, division, rows, found)
+        self._notes += estimate.notes
+        baselines = self._compare(division)
+        head = replace(head, report=self._report(rows, found, estimate, baselines))
+        return Trained(head, estimate, self._quality, baselines)
+
+    def _learn(self, division: Division) -> tuple[Labelled, _Learnt]:
+        """Look for what may be amiss, then fit: at once, or in passes over the store."""
+        train = division.train
+        shape = len(train), self._store.dimension
+        if streams(self._spec, *shape, available_memory(), self._options.stream):
+            self._notes.append(said(*shape))
+            _log.info(said(*shape))
+            few = labelled(self._store, train, self._options.target)
+            self._look(division, in_passes=True)
+            few = replace(few, units=self._units(train))
+            return few, self._in_passes(few, train, estimate=division.held is None)
+        rows = labelled_rows(self._store, train, self._options.target)
+        self._look(division)
+        rows = replace(rows, units=self._units(train))
+        return rows, self._at_once(rows)
+
+    def _estimate(self, head: Head, division: Division, rows: Labelled, found: _Learnt) -> Estimate:
+        train, options, copies = division.train, self._options, self._quality.copies
+        if division.held is not None:
+            return estimate_on_split(
                 head,
                 self._store,
-                train[found.held],
-                self._target,
-                self._seed,
-                self._quality.copies,
+                train,
+                division.held,
+                division.held_name,
+                options.target,
+                options.seed,
+                copies,
             )
-            how, figures = (
-                f"{len(found.held):,} images held out, not used before",
-                measured.to_json(),
+        if found.held is not None:
+            method = f"{len(found.held):,} images held out, not used before"
+            held = train[found.held]
+            return estimate_on(
+                head, self._store, held, method, options.target, options.seed, copies
             )
-        else:
-            assert isinstance(rows, LabelledRows)
-            how, figures = "nested cross-validation", self._nested(rows, train)
-        return replace(head, report=self._report(rows, found, {"method": how, **figures}))
+        assert isinstance(rows, LabelledRows)
+        return estimate_nested(
+            self._spec,
+            self._store,
+            train,
+            rows,
+            self._quality,
+            cv=options.cv,
+            tune=options.tune,
+            seed=options.seed,
+            on_fit=self._tell("estimating"),
+        )
+
+    def _compare(self, division: Division) -> Baselines | None:
+        asked = self._options.baselines
+        if not (self._options.check if asked is None else asked):
+            return None
+        found = compare_with_baselines(
+            self._spec,
+            self._store,
+            division,
+            target=self._options.target,
+            copies=self._quality.copies if self._quality.keeps_together else None,
+            cv=self._options.cv,
+            seed=self._options.seed,
+            progress=self._progress,
+        )
+        if isinstance(found, str):
+            self._notes.append(found)
+            return None
+        if found.verdict != "transfer":
+            self._notes.append(found.words)
+        return found
 
     def _at_once(self, rows: LabelledRows) -> _Learnt:
-        folds = make_folds(rows.y, rows.units, self._cv, self._seed, rows.classes)
+        folds = make_folds(rows.y, rows.units, self._options.cv, self._options.seed, rows.classes)
         self._say_fewer(len(folds))
         fitted = fit_tuned(
             self._spec,
             rows.X,
             rows.y,
             folds,
-            tune=self._tune,
-            seed=self._seed,
+            tune=self._options.tune,
+            seed=self._options.seed,
             on_fit=self._tell("tuning"),
         )
         return _Learnt(fitted, np.arange(len(rows.y)), len(folds))
@@ -204,10 +274,10 @@ class _Training:
             rows.y,
             rows.units,
             rows.classes,
-            n_splits=self._cv,
+            n_splits=self._options.cv,
             estimate=estimate,
-            tune=self._tune,
-            seed=self._seed,
+            tune=self._options.tune,
+            seed=self._options.seed,
             on_fit=self._tell("tuning"),
             on_pass=self._tell_pass,
         )
@@ -229,18 +299,19 @@ class _Training:
             )
 
     def _report(
-        self, rows: Labelled, found: _Learnt, estimate: Mapping[str, Any]
+        self, rows: Labelled, found: _Learnt, estimate: Estimate, baselines: Baselines | None
     ) -> Mapping[str, Any]:
         keys = [rows.keys[i] for i in found.rows]
         names = [rows.classes[k] for k in rows.y[found.rows]]
         return {
-            "estimate": estimate,
+            "estimate": estimate.to_json(),
+            "baselines": None if baselines is None else baselines.to_json(),
             "tuning": [dict(entry) for entry in found.fitted.table],
             "folds": found.n_folds,
-            "seed": self._seed,
-            "target": self._target,
+            "seed": self._options.seed,
+            "target": self._options.target,
             "notes": self._notes,
-            "quality": self._quality.to_json() if self._check else None,
+            "quality": self._quality.to_json() if self._options.check else None,
             "data": {
                 "store": str(self._store.path),
                 "source": self._store.source,
@@ -251,60 +322,24 @@ class _Training:
         }
 
     def _say_fewer(self, n_folds: int) -> None:
-        if n_folds < self._cv:
+        if n_folds < self._options.cv:
             self._notes.append(
-                f"{n_folds} folds instead of {self._cv}: the smallest class has no more "
+                f"{n_folds} folds instead of {self._options.cv}: the smallest class has no more "
                 "distinct images or groups"
             )
 
-    def _divide(self) -> tuple[Ints, Ints | None, str]:
-        """Return the rows to learn on, the rows to measure on, and the name of their split."""
-        splits = self._store.splits
-        labelled = np.array([label is not None for label in self._labels], dtype=bool)
-        if not labelled.any():
-            raise LabelError(_no_labels(self._store))
-        names = {name for name in splits if name is not None}
-        outside = np.array([name is None for name in splits], dtype=bool)
-        learn = splits == "train" if "train" in names else outside
-        if not (learn & labelled).any():
-            raise LabelError(
-                f"{printable(str(self._store.path))} has no labelled image to learn on: the "
-                f"labelled ones are in the splits {_listed(splits[labelled])}; put some into a "
-                "split train"
-            )
-        self._count("without a label", (~labelled).sum())
-        if "train" in names:
-            self._count("in no split", (outside & labelled).sum())
-        measured = {name for name in ("test", "val") if (labelled & (splits == name)).any()}
-        held_name = next((name for name in ("test", "val") if name in measured), "")
-        if not held_name:
-            return np.flatnonzero(learn & labelled), None, ""
-        if {"test", "val"} <= measured:
-            self._count("of the split val", ((splits == "val") & labelled).sum())
-        held = np.flatnonzero((splits == held_name) & labelled)
-        # Known before anything is fitted: a long fit would end in these words.
-        if not set(self._labels[held]) & set(self._labels[learn & labelled]):
-            raise LabelError("the test split has no label in common with the training split")
-        return np.flatnonzero(learn & labelled), held, held_name
-
-    def _count(self, what: str, count: int) -> None:
-        if count:
-            self._notes.append(f"{count} images {what} are not used")
-
-    def _look(
-        self, train: Ints, held: Ints | None, held_name: str, *, in_passes: bool = False
-    ) -> None:
+    def _look(self, division: Division, *, in_passes: bool = False) -> None:
         """Find out, before any figure is known, what may make it untrue."""
-        self._say_two_labels(train)
-        if self._check:
+        self._say_two_labels(division.train)
+        if self._options.check:
             self._quality = inspect(
                 self._store,
-                train,
-                held,
+                division.train,
+                division.held,
                 self._labels,
-                held_name=held_name,
+                held_name=division.held_name,
                 in_passes=in_passes,
-                seed=self._seed,
+                seed=self._options.seed,
                 progress=self._progress,
             )
             self._notes += self._quality.notes
@@ -320,95 +355,6 @@ class _Training:
         for conflict in label_conflicts(rows):
             self._notes.append(conflict)
 
-    def _nested(self, rows: LabelledRows, train: Ints) -> Mapping[str, Any]:
-        probabilities = nested_probabilities(
-            self._spec,
-            rows.X,
-            rows.y,
-            rows.units,
-            n_splits=self._cv,
-            classes=rows.classes,
-            tune=self._tune,
-            seed=self._seed,
-            on_fit=self._tell("estimating"),
-        )
-        majority = int(np.bincount(rows.y).argmax())
-
-        def figures(at: Ints) -> dict[str, Any]:
-            return compute_metrics(
-                rows.y[at],
-                probabilities[at],
-                rows.classes,
-                majority=majority,
-                groups=rows.units[at],
-                seed=self._seed,
-            ).to_json()
-
-        found = figures(np.arange(len(rows.y)))
-        copied = self._surplus(train)
-        if not len(copied):
-            return found
-        return {**found, "without_copies": figures(np.setdiff1d(np.arange(len(rows.y)), copied))}
-
-    def _surplus(self, train: Ints) -> Ints:
-        """Return the positions of images that equal, or are copies of, one that stands before."""
-        copies = self._quality.copies
-        if copies is None:
-            return np.empty(0, dtype=np.int64)
-        seen: set[Any] = set()
-        found = []
-        for at, row in enumerate(train.tolist()):
-            name = self._store.keys[row] if copies[row] is None else copies[row]
-            if name in seen:
-                found.append(at)
-            seen.add(name)
-        return np.array(found, dtype=np.int64)
-
-    def _held(self, head: Head, rows: Labelled, train: Ints, held: Ints) -> Mapping[str, Any]:
-        classes = set(head.classes)
-        known = [i for i in held if self._labels[i] in classes]
-        unknown = sorted({str(self._labels[i]) for i in held} - classes)
-        if unknown:
-            self._notes.append(
-                f"{len(held) - len(known)} images have labels that the training split lacks "
-                f"({', '.join(printable(name) for name in unknown[:5])}) and are left out of the "
-                "estimate"
-            )
-        self._say_shared_groups(train, held)
-        seen = set(rows.keys)
-        twins = {i for i in known if self._store.keys[i] in seen}
-        if twins:
-            self._notes.append(
-                f"{len(twins)} images of the split that is measured on are in the training split, "
-                "too: the estimate without them stands beside it"
-            )
-        copies = self._quality.copies
-        if copies is not None:
-            learnt = set(copies[train]) - {None}
-            twins |= {i for i in known if copies[i] in learnt}
-
-        def figures(of: list[int]) -> dict[str, Any]:
-            at = np.array(of)
-            return measure(head, self._store, at, self._target, self._seed, copies).to_json()
-
-        if not twins:
-            return figures(known)
-        rest = [i for i in known if i not in twins]
-        return {**figures(known), "without_training_images": figures(rest) if rest else None}
-
-    def _say_shared_groups(self, train: Ints, held: Ints) -> None:
-        groups = self._store.groups
-        if groups is None:
-            return
-        learnt = {groups[i] for i in train} - {None}
-        shared = {groups[i] for i in held} & learnt
-        if shared:
-            self._notes.append(
-                f"{len(shared)} groups, such as {printable(min(shared))}, have images in the "
-                "training split and in the one that is measured on: the estimate is too good for "
-                "new groups"
-            )
-
     def _tell(self, stage: str) -> Any:
         if self._progress is None:
             return None
@@ -418,48 +364,3 @@ class _Training:
     def _tell_pass(self, done: int, note: str) -> None:
         if self._progress is not None:
             self._progress(Progress(done, None, stage="passes", note=note))
-
-
-def measure(
-    head: Head,
-    store: EmbeddingStore,
-    rows: Ints,
-    target: str | None,
-    seed: int,
-    copies: NDArray[np.object_] | None = None,
-) -> Metrics:
-    """Measure a head on rows of a store whose labels it knows."""
-    position = {name: k for k, name in enumerate(head.classes)}
-    y = np.array([position[label] for label in store.labels(target)[rows]], dtype=np.int64)
-    units = units_of_rows(store, rows, copies)
-    blocks = StoredVectors(store, rows).blocks()
-    return metrics_of_blocks(
-        ((y[at], head.predict_proba(vectors)) for at, vectors in blocks),
-        head.classes,
-        majority=int(np.argmax(head.class_counts)),
-        groups=units,
-        seed=seed,
-    )
-
-
-def _listed(splits: NDArray[np.object_]) -> str:
-    return ", ".join(sorted({str(name) for name in splits}))
-
-
-def _no_labels(store: EmbeddingStore) -> str:
-    if not len(store):
-        return (
-            f"{printable(str(store.path))} holds no vector, as all its images failed: correct the "
-            "paths or files and run `featpipe embed` again"
-        )
-    others = [name for name in store.label_columns if name != "label"]
-    if others:
-        names = ", ".join(printable(name) for name in others)
-        return (
-            f"{printable(str(store.path))} has several label columns ({names}): "
-            "choose one with --target"
-        )
-    return (
-        f"{printable(str(store.path))} has no labels: put the images into class folders, or run "
-        "`featpipe embed` again with --labels TABLE; no vector is computed twice"
-    )

@@ -25,10 +25,10 @@ from featpipe.backbones.gate import photographs
 from featpipe.backbones.quantize import Runner, int8, observe, prepare
 from featpipe.backbones.quantize.sensitivity import cosines
 from featpipe.errors import BackboneError, HeadError, LabelError, SourceError, WriteError
+from featpipe.metrics import paired_difference
 from featpipe.quantization import (
     QuantizeOptions,
     draw_sample,
-    paired_difference,
     quantize,
 )
 from featpipe.quantization import run as running

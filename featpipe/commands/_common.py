@@ -77,6 +77,15 @@ def normalisation_options(default: str) -> Callable[[_F], _F]:
     return decorate
 
 
+def check_page(path: Path | None, option: str) -> None:
+    """Refuse a name of a report that is none of a page, before anything is measured."""
+    if path is not None and path.suffix.lower() not in {".html", ".htm"}:
+        raise click.BadParameter(
+            f"cannot write a report to {printable(str(path))}: give a name that ends in .html",
+            param_hint=option,
+        )
+
+
 def how_to_use(name: str, models_dir: Path | None) -> str:
     """Return the command that embeds with a backbone that has just been written."""
     where = "" if models_dir is None else f" --models-dir {printable(str(models_dir))}"

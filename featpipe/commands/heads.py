@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featpipe._files import printable, slug
-from featpipe.commands._common import debug_option, print_json, progress_display, say
+from featpipe.commands._common import check_page, debug_option, print_json, progress_display, say
 
 if TYPE_CHECKING:
     from featpipe.heads import Head
@@ -51,6 +51,17 @@ _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
     help="Look for copies among the images, and for differences between the splits. "
     "[default: check]",
 )
+@click.option(
+    "--baselines/--no-baselines",
+    default=None,
+    help="Measure the same head on raw pixels and on random weights, too. [default: as --check]",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write a page that shows the result, its mistakes and its images.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 @debug_option
 def fit(
@@ -63,6 +74,8 @@ def fit(
     seed: int,
     stream: bool | None,
     check: bool,
+    baselines: bool | None,
+    report: Path | None,
     as_json: bool,
 ) -> None:
     """Learn a classifier on the vectors in STORE, measure and save it.
@@ -73,8 +86,9 @@ def fit(
     """
     from featpipe.heads import check_head_folder
     from featpipe.store import EmbeddingStore, newest_store
-    from featpipe.training import fit as fit_head
+    from featpipe.training import FitOptions, train
 
+    check_page(report, "--report")
     if store is None:
         opened = newest_store()
         say(f"using the newest store: {opened.path}")
@@ -82,18 +96,10 @@ def fit(
         opened = EmbeddingStore.open(store)
     path = output if output is not None else default_head(opened, name)
     check_head_folder(path)
+    options = FitOptions(target, cv, not no_tune, seed, stream, check, baselines)
     with progress_display("fits") as progress:
-        head = fit_head(
-            opened,
-            name,
-            target=target,
-            cv=cv,
-            tune=not no_tune,
-            seed=seed,
-            stream=stream,
-            check=check,
-            progress=progress,
-        )
+        trained = train(opened, name, options, progress=progress)
+    head = trained.head
     head.save(path)
     for note in head.report["notes"]:
         say(f"Note: {note}.")
@@ -102,6 +108,12 @@ def fit(
     else:
         click.echo(fit_text(head))
     say(f"saved → {path}")
+    if report is not None:
+        from featpipe.report import write_report
+
+        with progress_display("steps") as progress:
+            write_report(head, opened, report, trained=trained, head_path=path, progress=progress)
+        say(f"report → {report}")
 
 
 def default_head(store: EmbeddingStore, name: str) -> Path:
@@ -152,7 +164,20 @@ def fit_text(head: Head) -> str:
     if without:
         count = estimate["n_samples"] - without["n_samples"]
         lines += ["", f"without the {count} that are copies of others: {_accuracy(without)}"]
+    if head.report.get("baselines"):
+        lines += ["", *_baselines(head.report["baselines"])]
     return "\n".join(lines)
+
+
+def _baselines(found: dict[str, Any]) -> list[str]:
+    """Lay out what the head reaches without transfer, on equal images."""
+    learnt, measured = found["learnt_on"], found["measured_on"]
+    lines = [f"without transfer, {learnt} images to learn on, {measured} to measure on"]
+    for baseline in found["baselines"]:
+        low, high = (100 * v for v in baseline["interval_95"])
+        accuracy = f"{100 * baseline['accuracy']:.1f} %"
+        lines.append(f"{baseline['name']:<22}{accuracy:>8}   {low:.1f} % to {high:.1f} %")
+    return [*lines, found["words"]]
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:

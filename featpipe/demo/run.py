@@ -149,7 +149,7 @@ def _compare(
     """Fit every head on both stores; keep those on vectors, the one that scores as the newest."""
     comparisons: list[Comparison] = []
     for name in reversed(HEADS):
-        head = fit(store, name, cv=FOLDS)
+        head = fit(store, name, cv=FOLDS, baselines=False)
         raw = fit(baseline, name, cv=FOLDS, check=False)
         path = folder / f"{store.path.name}-{name}"
         head.save(path)

@@ -9,6 +9,7 @@ from featpipe.metrics.classification import (
     metrics_of_blocks,
     reliability,
 )
+from featpipe.metrics.paired import paired_difference
 
 __all__ = [
     "ClassMetrics",
@@ -17,5 +18,6 @@ __all__ = [
     "confidence_intervals",
     "expected_calibration_error",
     "metrics_of_blocks",
+    "paired_difference",
     "reliability",
 ]

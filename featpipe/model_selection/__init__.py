@@ -3,15 +3,23 @@
 from featpipe.model_selection.capacity import said, streams
 from featpipe.model_selection.folds import Fold, make_folds, units_of
 from featpipe.model_selection.streaming import fit_streamed
-from featpipe.model_selection.tuning import Fitted, fit_tuned, nested_probabilities
+from featpipe.model_selection.tuning import (
+    Fitted,
+    OnFit,
+    fit_tuned,
+    nested_probabilities,
+    quiet_and_single,
+)
 
 __all__ = [
     "Fitted",
     "Fold",
+    "OnFit",
     "fit_streamed",
     "fit_tuned",
     "make_folds",
     "nested_probabilities",
+    "quiet_and_single",
     "said",
     "streams",
     "units_of",

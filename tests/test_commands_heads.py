@@ -99,6 +99,7 @@ def test_json_is_one_document_on_stdout(work: Path, run_cli) -> None:
         "classes",
         "parameters",
         "estimate",
+        "baselines",
         "tuning",
         "folds",
         "seed",

@@ -155,7 +155,7 @@ def test_a_store_may_lack_everything(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", np.eye(24, 30), ["a", "b"] * 12)
     found = find_near_duplicates(store)
     assert (len(found), found.n_unseen) == (0, 24)
-    head = fit(store, "centroid", cv=2)
+    head = fit(store, "centroid", cv=2, baselines=False)
     assert head.report["notes"] == [
         f"the source {tmp_path / 'photos'} cannot be opened again: 24 images were not looked at, "
         "and copies among them are not found"
@@ -195,7 +195,7 @@ def test_copies_stay_in_one_fold_and_the_estimate_stands_without_them(
     store: EmbeddingStore,
 ) -> None:
     """Eight images are equal or copies: two estimates, and a note that shows the threshold."""
-    head = fit(store, "centroid", cv=2)
+    head = fit(store, "centroid", cv=2, baselines=False)
     estimate = head.report["estimate"]
     assert head.report["notes"] == [
         "7 images are resized or re-encoded copies of others (cosine ≥ 0.85 and at most 4 of 63 "
@@ -227,7 +227,7 @@ def test_folds_are_made_of_images_not_of_copies(
         return make_folds(y, units, *arguments, **options)
 
     monkeypatch.setattr("featpipe.training.make_folds", spy)
-    fit(store, "centroid", cv=2)
+    fit(store, "centroid", cv=2, baselines=False)
     groups: dict[int, set[str]] = {}
     for path, unit in zip(store.paths, seen[0], strict=True):
         groups.setdefault(int(unit), set()).add(Path(path).stem)
@@ -247,7 +247,9 @@ def test_a_class_of_copies_alone_is_learnt_all_the_same(
     for number in range(5):
         copy = re_encode(photos / "things" / "rocket.jpg", 0.5 + 0.1 * number, name=str(number))
         shutil.move(copy, photos / "rockets" / copy.name)
-    head = fit(embed(photos, tiny_backbone, output=tmp_path / "s"), "centroid", cv=2)
+    head = fit(
+        embed(photos, tiny_backbone, output=tmp_path / "s"), "centroid", cv=2, baselines=False
+    )
     assert head.report["notes"][0].endswith(
         ": they are not kept together, as rockets would have too few images"
     )
@@ -258,7 +260,7 @@ def test_differing_splits_are_said(tmp_path: Path) -> None:
     X, side, _, labels = sides(100, 4.0)
     splits = np.where(side == 1, "test", "train").tolist()
     store = make_store(tmp_path / "s", X, labels.tolist(), splits=splits)
-    report = fit(store, "centroid", cv=2).report
+    report = fit(store, "centroid", cv=2, baselines=False).report
     shift = report["quality"]["shift"]
     low, high = (f"{value:.0%}" for value in shift["interval_95"])
     assert shift["auc"] > 0.9
@@ -273,7 +275,9 @@ def test_differing_splits_are_said(tmp_path: Path) -> None:
 
 def test_fit_prints_the_estimate_without_copies(store: EmbeddingStore, tmp_path, run_cli) -> None:
     """Below the table, as `fit` looks for copies unless it is told not to."""
-    result = run_cli("fit", store.path, "--head", "centroid", "--cv", "2", "-o", tmp_path / "h")
+    result = run_cli(
+        "fit", store.path, "--head", "centroid", "--cv", "2", "--no-baselines", "-o", tmp_path / "h"
+    )
     assert result.code == 0
     assert result.out.splitlines()[-1].startswith(
         "without the 4 that are copies of others: accuracy "
@@ -293,7 +297,7 @@ def test_equal_copies_of_a_training_image_are_left_out(
     copy = re_encode(root / "train" / "living" / "grass.jpg")
     shutil.copy(copy, root / "test" / "living" / "one.jpg")
     shutil.move(copy, root / "test" / "living" / "two.jpg")
-    head = fit(embed(root, tiny_backbone, output=tmp_path / "s"), "centroid", cv=2)
+    head = fit(embed(root, tiny_backbone, output=tmp_path / "s"), "centroid", cv=2, baselines=False)
     assert head.report["estimate"]["n_samples"] == 4
     assert head.report["estimate"]["without_training_images"]["n_samples"] == 2
     assert head.report["notes"][1].startswith("2 images of the split test have such a copy")
@@ -331,7 +335,7 @@ def test_copies_across_splits_and_labels_are_said(
     shutil.move(copy, root / "train" / "living" / "cat_small.jpg")
     copy = re_encode(root / "train" / "living" / "astronaut.jpg")
     shutil.move(copy, root / "train" / "things" / "astronaut_small.jpg")
-    head = fit(embed(root, tiny_backbone, output=tmp_path / "s"), "centroid", cv=2)
+    head = fit(embed(root, tiny_backbone, output=tmp_path / "s"), "centroid", cv=2, baselines=False)
     assert head.report["notes"] == [
         "4 images are resized or re-encoded copies of others (cosine ≥ 0.85 and at most 4 of 63 "
         "bits apart, not measured on these images): cross-validation keeps copies together",
@@ -350,7 +354,7 @@ def test_many_images_are_not_looked_at_by_fit(
 ) -> None:
     """It would take longer than the fit; the note says so."""
     monkeypatch.setattr("featpipe.quality.findings.MOST_IMAGES", 5)
-    head = fit(store, "centroid", cv=2)
+    head = fit(store, "centroid", cv=2, baselines=False)
     assert head.report["notes"] == [
         "near-duplicates were not looked for, as there are more than 20,000 images: `featpipe "
         "clean` finds them"

@@ -671,11 +671,11 @@ def test_the_command_prints_a_table_and_notes(tmp_path, monkeypatch, run_cli) ->
     assert result.out.splitlines() == [
         "dinov2-logreg on tiny: 4 classes, 40 training images",
         "Oquab et al. 2023, section 7, and its evaluation code",
-        f"C = {found.chosen:g}, by the accuracy on 4 validation images",
+        f"C = {found.chosen:.3g}, by the accuracy on 4 validation images",
         "",
         "on 40 images       accuracy  95 % interval    mean per class  95 % interval",
         (
-            f"{f'C = {found.chosen:g}':<18}{share(figures.accuracy):>9}  "
+            f"{f'C = {found.chosen:.3g}':<18}{share(figures.accuracy):>9}  "
             f"{interval(figures.intervals['accuracy']):<17}"
             f"{share(figures.mean_per_class_accuracy):>14}  "
             f"{interval(figures.intervals['mean_per_class_accuracy'])}"

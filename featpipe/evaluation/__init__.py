@@ -2,7 +2,8 @@
 
 from featpipe.evaluation.few_shot import FewShotCurve, few_shot_curve
 from featpipe.evaluation.measure import Evaluation, evaluate
-from featpipe.evaluation.probing import Probe, probe
+from featpipe.evaluation.probed import Probe
+from featpipe.evaluation.probing import probe
 from featpipe.evaluation.protocols import PROTOCOLS, Protocol
 from featpipe.evaluation.table import PLOT_FORMATS, metrics_table
 

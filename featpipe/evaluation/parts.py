@@ -143,7 +143,7 @@ def stratified(y: Ints, n_wanted: int, seed: int, *, least: int = 0, keep: int =
     Examples
     --------
     >>> stratified(np.array([0, 0, 0, 0, 1, 1]), 3, seed=0)
-    array([0, 3, 4])
+    array([2, 3, 4])
     """
     counts = np.bincount(y)
     ideal = counts * (n_wanted / len(y))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +12,9 @@ from featpipe._files import printable
 from featpipe._machine import available_memory
 from featpipe.errors import HeadError, LabelError
 from featpipe.evaluation.classifiers import logistic_path, logistic_votes, neighbour_votes
-from featpipe.evaluation.figures import Figures, interval, share
+from featpipe.evaluation.figures import Figures
 from featpipe.evaluation.parts import held_out, overlaps, parts_of, stratified
+from featpipe.evaluation.probed import Probe
 from featpipe.evaluation.protocols import Protocol, protocol_named
 from featpipe.labelled import units_of_rows
 from featpipe.model_selection.capacity import gigabytes
@@ -29,128 +28,6 @@ Vectors = NDArray[np.float32]
 
 _COPIES = 4
 """Times the vectors to learn on, as float32, that are in memory: once more as float64."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What `probe` has measured.
-
-    Attributes
-    ----------
-    protocol : Protocol
-    store : str
-        Where it lies.
-    backbone : str
-    split : str
-        The split that was measured on.
-    classes : tuple of str
-    images : mapping
-        How many were fitted on while choosing (``train``), chosen on (``val``), learnt on in
-        the end (``final``) and measured on (``measured``).
-    chosen : float
-        Value of the protocol's parameter that is best on the validation images.
-    tried : tuple of (float, float)
-        Each value, and its accuracy on the validation images.
-    reported : tuple of (float, Figures)
-        Values that are measured, and what came of it: the chosen one, or every k.
-    without_learnt : Figures or None
-        The same for the chosen value without images that are learnt on, too; None where there
-        are no such images, or no others.
-    majority : (str, float)
-        The commonest training label, and the accuracy of always saying it.
-    target : str or None
-    seed : int
-    notes : tuple of str
-    """
-
-    protocol: Protocol
-    store: str
-    backbone: str
-    split: str
-    classes: tuple[str, ...]
-    images: Mapping[str, int]
-    chosen: float
-    tried: tuple[tuple[float, float], ...]
-    reported: tuple[tuple[float, Figures], ...]
-    without_learnt: Figures | None
-    majority: tuple[str, float]
-    target: str | None
-    seed: int
-    notes: tuple[str, ...]
-
-    @property
-    def figures(self) -> Figures:
-        """What came of the chosen value."""
-        return dict(self.reported)[self.chosen]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the measured images that are labelled correctly, by the chosen value."""
-        return self.figures.accuracy
-
-    def __repr__(self) -> str:
-        low, high = self.figures.intervals["accuracy"]
-        return (
-            f"Probe({self.protocol.name}, {self.figures.n_samples} images, accuracy "
-            f"{self.accuracy:.3f} [{low:.3f}, {high:.3f}])"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, as ``featpipe probe --json`` prints them."""
-        name = self.protocol.parameter
-        without = self.without_learnt
-        return {
-            "protocol": self.protocol.name,
-            "source": self.protocol.source,
-            "store": self.store,
-            "backbone": self.backbone,
-            "target": self.target,
-            "seed": self.seed,
-            "split": self.split,
-            "classes": list(self.classes),
-            "images": dict(self.images),
-            "chosen": {name: self.chosen},
-            "tried": [{name: value, "accuracy": accuracy} for value, accuracy in self.tried],
-            "figures": self.figures.to_json(),
-            "reported": [{name: value, **found.to_json()} for value, found in self.reported],
-            "without_learnt": None if without is None else without.to_json(),
-            "majority_class": {"label": self.majority[0], "accuracy": self.majority[1]},
-            "notes": list(self.notes),
-        }
-
-    def table(self) -> str:
-        """Return the figures laid out for a person."""
-        images, name = self.images, self.protocol.parameter
-        what = f"{self.protocol.name} on {printable(self.backbone)}: {len(self.classes)} classes"
-        where = f"on {images['measured']} images"
-        columns = f"{'accuracy':>9}  {'95 % interval':<17}{'mean per class':>14}  95 % interval"
-        lines = [
-            f"{what}, {images['final']:,} training images",
-            self.protocol.source,
-            f"{name} = {self.chosen:g}, by the accuracy on {images['val']:,} validation images",
-            "",
-            f"{where:<18}{columns}",
-        ]
-        many = len(self.reported) > 1
-        for value, found in self.reported:
-            mark = " *" if many and value == self.chosen else ""
-            lines.append(f"{f'{name} = {value:g}{mark}':<18}{_row(found)}")
-        if self.without_learnt is not None:
-            count = self.without_learnt.n_samples
-            lines.append(f"{f'on {count} not learnt':<18}{_row(self.without_learnt)}")
-        label, always = self.majority
-        lines.append(f"{'always the same':<18}{share(always):>9}  ({printable(label)})")
-        return "\n".join(lines)
-
-
-def _row(found: Figures) -> str:
-    accuracy, by_class = (
-        interval(found.intervals[name]) for name in ("accuracy", "mean_per_class_accuracy")
-    )
-    return (
-        f"{share(found.accuracy):>9}  {accuracy:<17}"
-        f"{share(found.mean_per_class_accuracy):>14}  {by_class}"
-    )
 
 
 def probe(
@@ -338,7 +215,7 @@ class _Probing:
         else:
             numbers = self._numbers(len(fit), "while k is chosen")
             of_each = neighbour_votes(X, y[fit], outside, numbers, len(self._parts.classes))
-            path = zip(map(float, numbers), of_each, strict=True)
+            path = zip(numbers, of_each, strict=True)
         found = []
         for value, votes in path:
             found.append((value, float(np.mean(votes.argmax(axis=1) == y[val]))))
@@ -354,7 +231,7 @@ class _Probing:
             return {chosen: logistic_votes(X, y, outside, C)}
         numbers = self._numbers(len(final), "in the end")
         votes = neighbour_votes(X, y, outside, numbers, len(self._parts.classes))
-        return dict(zip(map(float, numbers), votes, strict=True))
+        return dict(zip(numbers, votes, strict=True))
 
     def _numbers(self, n_rows: int, when: str) -> list[int]:
         """Return each k that is no larger than the number of rows; say which are."""

@@ -341,9 +341,12 @@ def test_images_that_are_learnt_too_are_counted_and_left_out_beside(tmp_path) ->
     store = make_store(tmp_path / "s", X, labels, splits=splits, contents=contents, groups=groups)
     found = probe(store, "kornblith")
     assert found.notes[-2:] == (
-        "4 of the 40 images that are measured on are learnt on, too: the figures are too good",
         (
-            "1 groups, such as g3, have images among those that are learnt on and those that are "
+            "4 of the 40 images that are measured on are among the training images, too: the "
+            "figures are too good"
+        ),
+        (
+            "1 groups, such as g3, have images among the training images and those that are "
             "measured on: the figures are too good for new groups"
         ),
     )
@@ -388,20 +391,17 @@ def test_vtab_draws_from_both_splits_where_one_is_small(tmp_path) -> None:
 
 
 def test_vtab_keeps_copies_together_and_says_what_that_costs(tmp_path) -> None:
-    """Pairs of equal images: 200 to validate are then about as many."""
-    X, labels = blobs(1100, n_classes=3)
-    X, labels = np.repeat(X, 2, axis=0)[:1100], [v for v in labels for _ in range(2)][:1100]
-    contents = [i // 2 for i in range(1000)] + list(range(1000, 1100))
+    """Three of each image: the cut is where it goes through none of them."""
+    X, labels = blobs(400, n_classes=3)
+    X, labels = np.repeat(X, 3, axis=0)[:1100], np.repeat(labels, 3)[:1100].tolist()
+    contents = [i // 3 if i < 1000 else i for i in range(1100)]
     splits = ["train"] * 1000 + ["test"] * 100
     found = probe(make_store(tmp_path / "s", X, labels, splits=splits, contents=contents), "vtab1k")
-    n_fit, n_val = found.images["train"], found.images["val"]
-    assert n_fit + n_val == 1000
-    assert n_val % 2 == 0
-    said = (
-        f"{n_fit} and {n_val} images train and validate, not 800 and 200: equal images and those "
-        "of a group stay together"
+    assert found.images == {"train": 801, "val": 199, "final": 1000, "measured": 100}
+    assert found.notes == (
+        "801 and 199 images train and validate, not 800 and 200: equal images and those of a group "
+        "stay together",
     )
-    assert found.notes == (() if n_val == 200 else (said,))
 
 
 # What is refused

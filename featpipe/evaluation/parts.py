@@ -92,17 +92,17 @@ def overlaps(store: EmbeddingStore, learnt: Ints, measured: Ints) -> tuple[Ints,
     notes = []
     if len(twins):
         notes.append(
-            f"{len(twins)} of the {len(measured)} images that are measured on are learnt on, too: "
-            "the figures are too good"
+            f"{len(twins)} of the {len(measured)} images that are measured on are among the "
+            "training images, too: the figures are too good"
         )
     groups = store.groups
     if groups is not None:
         shared = ({groups[i] for i in measured} & {groups[i] for i in learnt}) - {None}
         if shared:
             notes.append(
-                f"{len(shared)} groups, such as {printable(min(shared))}, have images among those "
-                "that are learnt on and those that are measured on: the figures are too good for "
-                "new groups"
+                f"{len(shared)} groups, such as {printable(min(shared))}, have images among the "
+                "training images and those that are measured on: the figures are too good for new "
+                "groups"
             )
     return twins, notes
 

@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from featpipe.backbones import Backbone, load_backbone
     from featpipe.embedding import embed
-    from featpipe.evaluation import evaluate
+    from featpipe.evaluation import evaluate, few_shot_curve, probe
     from featpipe.heads import Head, load_head
     from featpipe.scoring import score
     from featpipe.store import EmbeddingStore
@@ -38,9 +38,11 @@ _HOMES = {
     "ImageEmbedder": "featpipe.transformer",
     "embed": "featpipe.embedding",
     "evaluate": "featpipe.evaluation",
+    "few_shot_curve": "featpipe.evaluation",
     "fit": "featpipe.training",
     "load_backbone": "featpipe.backbones",
     "load_head": "featpipe.heads",
+    "probe": "featpipe.evaluation",
     "score": "featpipe.scoring",
 }
 
@@ -52,9 +54,11 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "few_shot_curve",
     "fit",
     "load_backbone",
     "load_head",
+    "probe",
     "score",
 ]
 

@@ -28,6 +28,7 @@ _COMMANDS = {
     "fit": ("featpipe.commands.heads:fit", "Learn a classifier on the vectors."),
     "evaluate": ("featpipe.commands.heads:evaluate", "Measure a classifier on labelled vectors."),
     "report": ("featpipe.commands.report:report", "Write a page on a classifier and its images."),
+    "probe": ("featpipe.commands.probe:probe", "Measure vectors by a protocol of the literature."),
     "clean": ("featpipe.commands.clean:clean", "Find copies, wrong labels and poor images."),
     "score": ("featpipe.commands.score:score", "Classify new images."),
     "models": ("featpipe.commands.models:models", "List backbones, or show one's card."),

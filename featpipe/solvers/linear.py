@@ -1,4 +1,4 @@
-"""Weights of linear classifiers at one value of C, and held-out scores along a grid of them."""
+"""Weights of linear classifiers at one value of C, and scores of other rows along a grid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from featpipe._threads import Threads
 from featpipe.solvers.lbfgs import Found
 from featpipe.solvers.losses import Array, Ints, Loss, SquaredHinge
 from featpipe.solvers.newton import polish_hinge
-from featpipe.solvers.path import FINAL, FINAL_DOUBLE, HINGE_PATH, PATH, walk
+from featpipe.solvers.path import FINAL, FINAL_DOUBLE, HINGE_PATH, PATH, Precision, walk
 from featpipe.solvers.problems import (
     Fold,
     cross_validation,
@@ -61,6 +61,41 @@ def held_out_path(
 
 def _is_below(found: Found, objective: float) -> bool:
     return bool((found.value.loss < objective).all())
+
+
+def path_scores(
+    X: Array,  # noqa: N803
+    y: Ints,
+    others: Array,
+    loss: Loss,
+    values: Sequence[float],
+    *,
+    precision: Precision,
+    pool: Threads | None = None,
+) -> Iterator[Array]:
+    """Yield for each value of C the scores, (m, K), of other rows; two classes have one column.
+
+    Parameters
+    ----------
+    X : ndarray of float, (n, D)
+        What is learnt on, as it is: nothing is standardised.
+    y : ndarray of int, (n,)
+        Classes 0 … K-1, each of them met.
+    others : ndarray of float, (m, D)
+    values : sequence of float
+        Best in rising order: each starts from the minimum before.
+    """
+    if X.size <= _SMALL:
+        X = X.astype(np.float64)  # noqa: N806
+    others = others.astype(X.dtype)
+    if len(X) <= reducible(X.shape[1]):
+        # The other rows in the same coordinates: L⁻¹ X x.
+        factor = span_factor(X)
+        others = solve_triangular(factor, X @ others.T, lower=True).T.astype(X.dtype)
+        X = factor.astype(X.dtype)  # noqa: N806
+    objective = whole(X, y, loss, int(y.max()) + 1, pool)
+    for found in walk(objective, values, precision):
+        yield objective.scores(others, found.W, 0)
 
 
 def solve(

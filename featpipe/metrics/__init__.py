@@ -9,6 +9,7 @@ from featpipe.metrics.classification import (
     metrics_of_blocks,
     reliability,
 )
+from featpipe.metrics.paired import mcnemar, paired_difference
 
 __all__ = [
     "ClassMetrics",
@@ -16,6 +17,8 @@ __all__ = [
     "compute_metrics",
     "confidence_intervals",
     "expected_calibration_error",
+    "mcnemar",
     "metrics_of_blocks",
+    "paired_difference",
     "reliability",
 ]

@@ -6,7 +6,7 @@
 0.9958
 """
 
-from featpipe.quantization.compare import Comparison, paired_difference
+from featpipe.quantization.compare import Comparison
 from featpipe.quantization.report import QuantizeReport, Variant
 from featpipe.quantization.run import QuantizeOptions, quantize
 from featpipe.quantization.sample import draw_sample
@@ -17,6 +17,5 @@ __all__ = [
     "QuantizeReport",
     "Variant",
     "draw_sample",
-    "paired_difference",
     "quantize",
 ]

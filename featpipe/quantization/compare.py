@@ -22,6 +22,7 @@ from featpipe.errors import LabelError, SourceError
 from featpipe.heads import HeadSpec, head_spec
 from featpipe.heads.registry import class_scores
 from featpipe.labelled import labelled_rows, units_of_rows
+from featpipe.metrics import paired_difference
 from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities
 from featpipe.sources import SourceLike
 from featpipe.store import EmbeddingStore
@@ -30,7 +31,6 @@ from featpipe.vectors import finite_vectors
 
 WITHIN = 0.5
 """Points of accuracy that a smaller backbone may cost."""
-_RESAMPLES = 10_000
 _FOLDS = 5
 
 Flags = NDArray[np.bool_]
@@ -112,7 +112,7 @@ class Measured:
     rows : tuple of bytes, (n,)
         Contents of all images of the source, in order.
     units : ndarray of int, (m,)
-        Of the images that were judged; see `paired_difference`.
+        Of the images that were judged; see `featpipe.metrics.paired_difference`.
     right : dict of str to ndarray of bool, (m,)
         For each head.
     """
@@ -209,50 +209,6 @@ def _compared(before: Measured, after: Measured, head: str, seed: int) -> Compar
         lost=int((right_before & ~right_after).sum()),
         won=int((~right_before & right_after).sum()),
     )
-
-
-def paired_difference(
-    before: Flags, after: Flags, units: Ints | None = None, *, seed: int = 0
-) -> tuple[float, tuple[float, float]]:
-    """Return the difference of two accuracies on the same images, in points, and its interval.
-
-    Parameters
-    ----------
-    before, after : ndarray of bool, (n,)
-        Whether each image was classified rightly; n is at least 1.
-    units : ndarray of int, (n,), optional
-        Images of one unit are drawn together: of one group, or equal ones.
-    seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    float, (float, float)
-        After minus before; 95 % percentile interval of a paired bootstrap, or, where no image
-        differs, what the exact binomial bound leaves possible.
-
-    References
-    ----------
-    Efron, Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8 and 13.
-
-    >>> paired_difference(np.array([True, True]), np.array([True, True]))[0]
-    0.0
-    """
-    changes = after.astype(np.float64) - before
-    member = np.arange(len(changes)) if units is None else np.unique(units, return_inverse=True)[1]
-    n_units = int(member.max()) + 1
-    difference = 100 * float(changes.mean())
-    if not changes.any():
-        furthest = 100 * (1 - 0.025 ** (1 / n_units))
-        return difference, (-furthest, furthest)
-    sums = np.bincount(member, changes, n_units)
-    sizes = np.bincount(member, minlength=n_units)
-    # Units of one size and change are alike: how many of each kind are drawn is all that counts.
-    (sums, sizes), kinds = np.unique([sums, sizes], axis=1, return_counts=True)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n_units, kinds / n_units, size=_RESAMPLES)
-    low, high = np.quantile((drawn @ sums) / (drawn @ sizes), (0.025, 0.975))
-    return difference, (100 * float(low), 100 * float(high))
 
 
 def _divide(store: EmbeddingStore) -> tuple[Ints, Ints | None, str]:

@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from featpipe.backbones import Backbone, load_backbone
     from featpipe.embedding import embed
-    from featpipe.evaluation import evaluate, few_shot_curve, probe
+    from featpipe.evaluation import compare, evaluate, few_shot_curve, probe
     from featpipe.heads import Head, load_head
     from featpipe.scoring import score
     from featpipe.store import EmbeddingStore
@@ -36,6 +36,7 @@ _HOMES = {
     "EmbeddingStore": "featpipe.store",
     "Head": "featpipe.heads",
     "ImageEmbedder": "featpipe.transformer",
+    "compare": "featpipe.evaluation",
     "embed": "featpipe.embedding",
     "evaluate": "featpipe.evaluation",
     "few_shot_curve": "featpipe.evaluation",
@@ -52,6 +53,7 @@ __all__ = [
     "Head",
     "ImageEmbedder",
     "__version__",
+    "compare",
     "embed",
     "evaluate",
     "few_shot_curve",

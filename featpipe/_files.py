@@ -32,6 +32,7 @@ _REMEDIES = {
     errno.EPERM: f"permission denied: {_ELSEWHERE}, or change the permissions",
     errno.EROFS: f"the disk is read-only: {_ELSEWHERE}",
 }
+_FORMULA = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
 DISK_ERRORS = frozenset(_REMEDIES)
 """Numbers of the system's errors that a full or closed disk gives."""
@@ -113,6 +114,25 @@ def printable(text: str) -> str:
     """
     text = escape_path(text) if any("\udc80" <= c <= "\udcff" for c in text) else text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def guard_cell(text: str) -> str:
+    """Keep a spreadsheet from reading ``text`` as a formula; `unguard_cell` undoes it.
+
+    Text that begins (after spaces) with ``=``, ``+``, ``-``, ``@``, a full-width form of
+    these, a tab or a line break gets a leading ``'``; so does text that begins with ``'``,
+    so that one leading ``'`` can always be dropped.
+
+    >>> guard_cell("=1+1.jpg"), guard_cell("a.jpg")
+    ("'=1+1.jpg", 'a.jpg')
+    """
+    risky = text[:1] in _FORMULA or text.lstrip()[:1] in _FORMULA or text[:1] == "'"
+    return f"'{text}" if text and risky else text
+
+
+def unguard_cell(cell: str) -> str:
+    """Undo `guard_cell`."""
+    return cell[1:] if cell[:1] == "'" else cell
 
 
 def show_path(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,30 @@ class StoredVectors:
         """Yield positions and their vectors, some thousands at a time."""
         for at in _blocks(len(self)):
             yield at, self[at]
+
+
+class StoredValues:
+    """All vectors of a store as they are stored, read when they are asked for.
+
+    Stands for `EmbeddingStore.X` where rows are taken block by block: it never holds all.
+
+    Parameters
+    ----------
+    store : EmbeddingStore
+    """
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        self._store = store
+        self.shape = (len(store), store.dimension)
+        self.dtype: np.dtype[Any] = np.dtype(store.manifest.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: Ints | slice) -> NDArray[Any]:
+        """Return (m, D) in the store's dtype."""
+        rows = np.arange(len(self))[where] if isinstance(where, slice) else where
+        return self._store.read_stored(rows)
 
 
 def finite_vectors(store: EmbeddingStore, rows: Ints) -> NDArray[np.float32]:

@@ -18,9 +18,8 @@ import pytest
 from conftest import PHOTOS, Result, as_nobody
 from PIL import Image
 
-from featpipe._files import escape_path, unescape_path
+from featpipe._files import escape_path, unescape_path, unguard_cell
 from featpipe.errors import EXIT_SOME_FAILED
-from featpipe.scoring.formats import unguard_cell
 from featpipe.store import EmbeddingStore
 
 Run = Callable[..., Result]

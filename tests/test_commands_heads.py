@@ -274,3 +274,52 @@ def test_a_picture_of_another_kind_is_refused(work: Path, fitted: Path, run_cli)
     assert result.err.endswith(
         "Invalid value for --plot: cannot draw p.doc: give a name that ends in .png, .pdf, .svg\n"
     )
+
+
+def test_evaluate_compares_two_heads(work: Path, fitted: Path, run_cli) -> None:
+    """A table and a sentence; the same as JSON; notes on stderr."""
+    X, labels = small(2, 12)
+    backbone = card(3, "small", "f" * 16)
+    splits = ["train", "test"] * 12
+    other = make_store(work / "o", X[:, :3], labels, splits=splits, backbone=backbone).path
+    assert run_cli("fit", other, "--no-check", "--head", "lda", "-o", "second").code == 0
+    both = ("evaluate", fitted, "embeddings/surfaces-tiny", "--against", "second")
+    result = run_cli(*both, "--against-store", other)
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    width = len(str(fitted)) + 2
+    assert lines[0] == "on 12 images".ljust(width) + "accuracy   95 % interval   right alone"
+    assert lines[1].startswith(str(fitted))
+    assert lines[2].startswith("second ")
+    assert lines[3].startswith("difference, points ")
+    assert lines[4].endswith("   (McNemar, exact)")
+    result = run_cli(*both, "--against-store", other, "--split", "train", "--json")
+    assert result.code == 0
+    value = json.loads(result.out)
+    assert value["second"]["head"] == "second"
+    assert value["n_samples"] == 12
+    too_good = (
+        "the head was fitted on these images: the figures are too good; its estimate for new ones "
+        "is what `featpipe fit` printed."
+    )
+    assert result.err == f"Note: {fitted}: {too_good}\nNote: second: {too_good}\n"
+    result = run_cli(*both)
+    assert result.code == 5
+    assert result.err.startswith("Error: the head was fitted on small (ffffffffffff), ")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--against-store", "s"], "--against-store is for the head of --against: give that, too"),
+        (
+            ["--against", "h", "--plot", "p.png"],
+            "--plot draws one head: leave it out, or --against",
+        ),
+    ],
+)
+def test_comparing_asks_for_what_it_needs(fitted: Path, run_cli, options, sentence) -> None:
+    """Exit code 2, before anything is read."""
+    result = run_cli("evaluate", fitted, "embeddings/surfaces-tiny", *options)
+    assert result.code == 2
+    assert result.err.splitlines()[-1] == f"Error: {sentence}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import pickle
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 from vectors import card, demo_vectors, make_store, small
 
 from featpipe.errors import FeatpipeError, FingerprintError, LabelError
-from featpipe.evaluation import evaluate, metrics_table
+from featpipe.evaluation import Evaluation, compare, evaluate, metrics_table
 from featpipe.heads import Head
 from featpipe.metrics import compute_metrics
 from featpipe.store import EmbeddingStore
@@ -230,8 +232,6 @@ def test_the_table_of_many_classes_is_cut_and_says_so() -> None:
 @pytest.mark.parametrize("n_classes", [2, 30])
 def test_the_picture_is_a_png_of_a_sane_size(tmp_path, n_classes) -> None:
     """Two classes or thirty, names with `$` and control characters: no warning, and readable."""
-    from featpipe.evaluation import Evaluation
-
     names, y, p, metrics = metrics_of(n_classes)
     names[0], names[1] = "$5 & \n", "caf\udce9"
     found = Evaluation("h", "s", None, tuple(names), metrics, y, p)
@@ -271,3 +271,146 @@ def test_without_matplotlib_the_extra_is_named(demo, head, tmp_path, monkeypatch
     assert str(caught.value) == (
         "--plot needs matplotlib: install it with pip install 'featpipe[report]'"
     )
+
+
+@pytest.fixture
+def poorer(tmp_path: Path) -> EmbeddingStore:
+    """Return the same photographs as a backbone of 12 dimensions sees them."""
+    X, labels, splits = demo_vectors()
+    backbone = card(12, "small", "fedcba9876543210")
+    return make_store(tmp_path / "poorer", X[:, :12], labels, splits=splits, backbone=backbone)
+
+
+def test_heads_of_two_backbones_are_compared_image_by_image(demo, head, poorer) -> None:
+    """Accuracies, who alone is right, the difference and its interval, and one sentence."""
+    first, second = evaluate(head, demo), evaluate(fit(poorer, "centroid"), poorer)
+    found = compare(first, second)
+    right = [e.probabilities.argmax(axis=1) == e.y for e in (first, second)]
+    assert found.n_samples == 200
+    assert found.first.accuracy == first.accuracy
+    assert found.first.interval == first.intervals["accuracy"]
+    assert found.second.accuracy == second.accuracy
+    assert found.first.only_right == (right[0] & ~right[1]).sum()
+    assert found.second.only_right == (right[1] & ~right[0]).sum()
+    assert found.difference == pytest.approx(100 * (first.accuracy - second.accuracy))
+    only = found.first.only_right, found.second.only_right
+    assert found.p_value == pytest.approx(binomtest(only[0], sum(only)).pvalue)
+    low, high = found.interval
+    assert 0 < low < found.difference < high
+    assert found.better is found.first
+    assert found.sentence() == (
+        f"{head!r} is better than {second.head} by {found.difference:.1f} points ({low:.1f} to "
+        f"{high:.1f})"
+    )
+    assert found.notes == ()
+
+
+def test_the_other_way_round_says_the_same(demo, head, poorer) -> None:
+    """The better head stands first in the sentence, whichever is asked about."""
+    first, second = evaluate(head, demo), evaluate(fit(poorer, "centroid"), poorer)
+    there, back = compare(first, second), compare(second, first)
+    assert back.difference == -there.difference
+    assert back.p_value == there.p_value
+    assert back.better is back.second
+    assert (-back.interval[1], -back.interval[0]) == pytest.approx(there.interval, abs=1)
+    start, end = f"{head!r} is better than ", f" by {there.difference:.1f} points ("
+    assert back.sentence().startswith(start + second.head + end)
+
+
+def test_heads_that_are_alike_are_not_called_better(demo, head) -> None:
+    """The same head twice; and two kinds of head that these images cannot tell apart."""
+    found = evaluate(head, demo)
+    same = compare(found, found)
+    furthest = 100 * (1 - 0.025 ** (1 / 200))
+    assert (same.difference, same.p_value, same.better) == (0.0, 1.0, None)
+    assert same.interval == pytest.approx((-furthest, furthest))
+    assert same.sentence() == (
+        "no difference that these 200 images could show: the first head is at +0.0 points to the "
+        f"second head (-{furthest:.1f} to +{furthest:.1f})"
+    )
+    assert same.table().splitlines()[-1] == same.sentence()
+    alike = compare(evaluate(fit(demo, "logreg"), demo), evaluate(fit(demo, "lda"), demo))
+    assert alike.better is None
+    assert alike.sentence().startswith("no difference that these 200 images could show: ")
+
+
+def made(right: list[bool], **options) -> Evaluation:
+    n = len(right)
+    y = np.zeros(n, dtype=np.int64)
+    p = np.where(np.array(right)[:, None], [[0.9, 0.1]], [[0.2, 0.8]])
+    metrics = compute_metrics(y, p, ["ant", "bee"], majority=0)
+    images = tuple(f"{i}.jpg" for i in range(n))
+    keys = tuple(bytes([i]) for i in range(n))
+    values = {"head": "a", "units": np.arange(n), "paths": images, "keys": keys, **options}
+    head = values.pop("head")
+    return Evaluation(head, "s", "test", ("ant", "bee"), metrics, y, p, **values)
+
+
+def test_few_differing_images_prove_nothing() -> None:
+    """Five of forty, all one way: the bootstrap is sure, the exact test is not."""
+    found = compare(made([True] * 40), made([True] * 35 + [False] * 5, head="b"))
+    assert found.interval[0] > 0
+    assert found.p_value == pytest.approx(0.0625)
+    assert found.better is None
+    assert found.sentence().startswith("no difference that these 40 images could show: a is at ")
+
+
+def test_images_of_one_group_prove_little() -> None:
+    """Twenty of forty, all of one patient: the exact test is sure, the bootstrap is not."""
+    units = np.repeat([0, 1, 2], [20, 10, 10])
+    first = made([True] * 40, units=units)
+    found = compare(first, made([False] * 20 + [True] * 20, head="b", units=units))
+    assert found.p_value < 0.001
+    assert found.interval[0] == 0.0
+    assert found.better is None
+    assert "< 0.001" in found.table()
+
+
+def test_what_one_store_lacks_is_left_out_and_counted() -> None:
+    """An image that only one has, one that has changed, and one under another label."""
+    first = made([True] * 20)
+    keys = (b"changed", *first.keys[1:])
+    second = made([True] * 20, head="b", paths=(*first.paths[:-1], "other.jpg"), keys=keys)
+    second.y[5] = 1
+    found = compare(first, second)
+    assert found.n_samples == 17
+    assert found.notes == (
+        "4 images that one head alone was measured on are left out",
+        "1 images that have two labels are left out",
+    )
+
+
+def test_nothing_in_common_is_said() -> None:
+    """Two stores of two sources; two splits of one."""
+    first, second = made([True] * 3), made([True] * 3, paths=("x", "y", "z"))
+    with pytest.raises(LabelError) as caught:
+        compare(first, second)
+    assert str(caught.value) == (
+        "s and s have no image in common (the split test): stores are paired by path and content, "
+        "so both must come from one source"
+    )
+    with pytest.raises(LabelError) as caught:
+        compare(first, dataclasses.replace(second, split=None))
+    assert str(caught.value) == (
+        "the heads were measured on two things, the split test and all images: choose one split "
+        "for both"
+    )
+
+
+def test_images_that_either_head_has_learnt_are_counted(demo, head) -> None:
+    """Once where both say the same."""
+    [note] = compare(evaluate(head, demo, split="all"), evaluate(head, demo, split="all")).notes
+    assert note == (
+        f"{head!r}: the head was fitted on 160 of these 360 images: the figures are too good"
+    )
+
+
+def test_a_comparison_is_plain_json(demo, head, poorer) -> None:
+    """Both heads, the figures, the sentence."""
+    found = compare(evaluate(head, demo), evaluate(fit(poorer, "centroid"), poorer))
+    value = found.to_json()
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert value["better"] == "first"
+    assert value["sentence"] == found.sentence()
+    assert value["second"]["only_right"] == found.second.only_right
+    assert (value["split"], value["n_samples"], value["notes"]) == ("test", 200, [])

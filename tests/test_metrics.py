@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from featpipe.metrics import (
     compute_metrics,
     confidence_intervals,
     expected_calibration_error,
+    mcnemar,
+    paired_difference,
     reliability,
 )
 from featpipe.metrics.classification import _terms
@@ -248,3 +252,96 @@ def test_intervals_of_few_claim_little() -> None:
     low, high = rare.intervals["balanced_accuracy"]
     assert low == pytest.approx((0.025 ** (1 / 1000) + 0.025**0.5) / 2)
     assert high == 1.0
+
+
+def test_the_difference_is_paired() -> None:
+    """Ten images that change sides both ways leave a wider interval than one that does."""
+    before = np.zeros(200, bool)
+    before[:100] = True
+    one = before.copy()
+    one[0] = False
+    both = before.copy()
+    both[:10], both[100:109] = False, True
+    small, large = paired_difference(before, one), paired_difference(before, both)
+    assert small[0] == large[0] == -0.5
+    assert small[1][1] == 0.0
+    assert small[1][1] - small[1][0] < (large[1][1] - large[1][0]) / 2
+
+
+def test_no_change_is_no_certainty() -> None:
+    """Where no image changes, the exact bound for that many images is the interval."""
+    same = np.ones(153, bool)
+    difference, (low, high) = paired_difference(same, same)
+    assert difference == 0.0
+    assert (low, high) == pytest.approx((-2.3822, 2.3822), abs=1e-4)
+
+
+def test_images_of_one_unit_are_drawn_together() -> None:
+    """Fifty copies of four images tell as much as four."""
+    before = np.tile([True, True, False, True], 50)
+    after = np.tile([True, False, False, True], 50)
+    alone = paired_difference(before, after)
+    together = paired_difference(before, after, np.tile(np.arange(4), 50))
+    assert alone[0] == together[0] == -25.0
+    assert together[1][1] - together[1][0] > 3 * (alone[1][1] - alone[1][0])
+
+
+def test_the_bootstrap_is_that_of_single_images() -> None:
+    """Drawing kinds of images is drawing images: the interval is that of the plain bootstrap."""
+    rng = np.random.default_rng(3)
+    before, after = rng.random(300) < 0.8, rng.random(300) < 0.8
+    changes = after.astype(float) - before
+    means = changes[rng.integers(0, 300, (10_000, 300))].mean(axis=1)
+    _, interval = paired_difference(before, after)
+    assert interval == pytest.approx(100 * np.quantile(means, (0.025, 0.975)), abs=0.4)
+
+
+def test_many_images_are_compared_in_little_memory() -> None:
+    """A million images take megabytes, not the gigabytes of as many draws of each."""
+    before, after = np.ones(1_000_000, bool), np.ones(1_000_000, bool)
+    after[:100] = False
+    tracemalloc.start()
+    difference, (low, high) = paired_difference(before, after)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert difference == pytest.approx(-0.01)
+    assert low < -0.01 < high < 0
+    assert peak < 200e6
+
+
+def test_one_group_says_nothing_of_others() -> None:
+    """All images belong to one patient."""
+    before, after = np.array([True, False, False]), np.array([True, True, False])
+    difference, interval = paired_difference(before, after, np.zeros(3, dtype=int))
+    assert difference == pytest.approx(100 / 3)
+    assert interval == (-100.0, 100.0)
+
+
+def flags() -> st.SearchStrategy:
+    pairs = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 9)), min_size=1)
+    return pairs.map(lambda rows: tuple(np.array(column) for column in zip(*rows, strict=True)))
+
+
+@given(flags())
+def test_exchanging_the_two_turns_the_difference_round(rows: tuple[np.ndarray, ...]) -> None:
+    """Its sign alone; McNemar's test says the same of both orders."""
+    first, second, units = rows
+    assert paired_difference(first, second, units)[0] == -paired_difference(second, first, units)[0]
+    assert mcnemar(first, second) == mcnemar(second, first)
+    assert 0 < mcnemar(first, second) <= 1
+
+
+@given(flags())
+def test_mcnemar_is_the_exact_binomial_test(rows: tuple[np.ndarray, ...]) -> None:
+    """As SciPy computes it, on the images that tell the two apart."""
+    first, second, _ = rows
+    only = int((first & ~second).sum()), int((~first & second).sum())
+    expected = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_of_many_images() -> None:
+    """A million images; 300 against 200."""
+    first, second = np.zeros(10**6, bool), np.zeros(10**6, bool)
+    first[:300], second[300:500] = True, True
+    assert mcnemar(first, second) == pytest.approx(binomtest(300, 500).pvalue, rel=1e-9)

@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
-from vectors import make_store
+from vectors import card, make_store
 
 from featpipe import embed
+from featpipe._files import content_key
+from featpipe.errors import StoreError
 from featpipe.model_selection import make_folds
+from featpipe.neighbours import Rows, search
 from featpipe.quality import (
     clean,
     find_near_duplicates,
@@ -27,10 +30,12 @@ from featpipe.quality import (
 )
 from featpipe.quality.looks import FILE_NAME, differing_bits, look
 from featpipe.quality.mislabelled import suspects_of
+from featpipe.quality.near import find_nearest
 from featpipe.quality.shift import area
 from featpipe.quality.threshold import DEFAULT, threshold_for
-from featpipe.store import EmbeddingStore
+from featpipe.store import EmbeddingStore, Index, Manifest, Outcome, StoreWriter
 from featpipe.training import fit
+from featpipe.types import ImageRef
 
 MEASURED = "copies.json"
 
@@ -521,3 +526,56 @@ def test_noise_has_no_wrong_labels(tmp_path: Path) -> None:
     labels = [f"class {k}" for k in rng.integers(20, size=400)]
     store = make_store(tmp_path / "s", rng.normal(size=(400, 32)), labels)
     assert clean(store).of("wrong-label") == ()
+
+
+def in_parts(path: Path, X: np.ndarray, dtype: str) -> EmbeddingStore:
+    """Write a store of several parts whose order is not that of the images."""
+    order = np.random.default_rng(1).permutation(len(X))
+    keys = [content_key(str(i).encode()) for i in range(len(X))]
+    with StoreWriter.opened(path, Manifest(card(X.shape[1]), dtype, "nowhere")) as writer:
+        for rows in np.array_split(order, 5):
+            writer.append([keys[i] for i in rows], X[rows].astype(np.float32))
+        refs = [ImageRef(f"{i:05d}.jpg", 1, 1) for i in range(len(X))]
+        outcomes = [Outcome("ok", key, 8, 8) for key in keys]
+        writer.commit(Index.build(zip(refs, outcomes, strict=True), writer.places))
+    return EmbeddingStore.open(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_vectors_in_several_parts_are_compared_without_holding_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """The same neighbours and cosines, to the bit, as of one array; reads are of a block each."""
+    X = np.random.default_rng(0).normal(size=(5000, 700))
+    X[4000:4100] = X[:100]
+    store = in_parts(tmp_path / "s", X, dtype)
+    whole = Rows.measured(store.X)
+    distances, positions = search(whole, whole, 13)
+
+    read = EmbeddingStore.read_stored
+    sizes: list[int] = []
+
+    def spy(store: EmbeddingStore, rows: np.ndarray) -> np.ndarray:
+        sizes.append(len(rows))
+        return read(store, rows)
+
+    monkeypatch.setattr(EmbeddingStore, "read_stored", spy)
+    monkeypatch.setattr(EmbeddingStore, "X", property(lambda _: pytest.fail("all were read")))
+    found = find_nearest(EmbeddingStore.open(store.path))
+    assert (found.others == positions).all()
+    assert (found.cosines == 1 - distances).all()
+    assert max(sizes) == 2**21 // 700
+    assert len(sizes) > 2 * 5 * 2
+
+
+def test_a_vector_that_is_no_number_is_named(tmp_path: Path) -> None:
+    """As those who learn on it name it."""
+    X = np.eye(30, 20)
+    X[7, 3] = np.nan
+    store = in_parts(tmp_path / "s", X, "float32")
+    with pytest.raises(StoreError) as caught:
+        find_nearest(store)
+    assert str(caught.value) == (
+        f"the vector of 00007.jpg in {tmp_path}/s holds NaN or infinity (1 vectors do): embed "
+        "again with --dtype float32 into a new store, or take the image out"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from featpipe.backbones.gate import photographs
 from featpipe.backbones.quantize import Runner, int8, observe, prepare
 from featpipe.backbones.quantize.sensitivity import cosines
 from featpipe.errors import BackboneError, HeadError, LabelError, SourceError, WriteError
-from featpipe.metrics import paired_difference
 from featpipe.quantization import (
     QuantizeOptions,
     draw_sample,
@@ -538,61 +536,6 @@ def test_images_that_change_meanwhile_are_not_compared(
         "the images of changing have changed between the two measurements: compare again when "
         "nothing writes there"
     )
-
-
-def test_the_difference_is_paired() -> None:
-    """Ten images that change sides both ways leave a wider interval than one that does."""
-    before = np.zeros(200, bool)
-    before[:100] = True
-    one = before.copy()
-    one[0] = False
-    both = before.copy()
-    both[:10], both[100:109] = False, True
-    small, large = paired_difference(before, one), paired_difference(before, both)
-    assert small[0] == large[0] == -0.5
-    assert small[1][1] == 0.0
-    assert small[1][1] - small[1][0] < (large[1][1] - large[1][0]) / 2
-
-
-def test_no_change_is_no_certainty() -> None:
-    """Where no image changes, the exact bound for that many images is the interval."""
-    same = np.ones(153, bool)
-    difference, (low, high) = paired_difference(same, same)
-    assert difference == 0.0
-    assert (low, high) == pytest.approx((-2.3822, 2.3822), abs=1e-4)
-
-
-def test_images_of_one_unit_are_drawn_together() -> None:
-    """Fifty copies of four images tell as much as four."""
-    before = np.tile([True, True, False, True], 50)
-    after = np.tile([True, False, False, True], 50)
-    alone = paired_difference(before, after)
-    together = paired_difference(before, after, np.tile(np.arange(4), 50))
-    assert alone[0] == together[0] == -25.0
-    assert together[1][1] - together[1][0] > 3 * (alone[1][1] - alone[1][0])
-
-
-def test_the_bootstrap_is_that_of_single_images() -> None:
-    """Drawing kinds of images is drawing images: the interval is that of the plain bootstrap."""
-    rng = np.random.default_rng(3)
-    before, after = rng.random(300) < 0.8, rng.random(300) < 0.8
-    changes = after.astype(float) - before
-    means = changes[rng.integers(0, 300, (10_000, 300))].mean(axis=1)
-    _, interval = paired_difference(before, after)
-    assert interval == pytest.approx(100 * np.quantile(means, (0.025, 0.975)), abs=0.4)
-
-
-def test_many_images_are_compared_in_little_memory() -> None:
-    """A million images take megabytes, not the gigabytes of as many draws of each."""
-    before, after = np.ones(1_000_000, bool), np.ones(1_000_000, bool)
-    after[:100] = False
-    tracemalloc.start()
-    difference, (low, high) = paired_difference(before, after)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert difference == pytest.approx(-0.01)
-    assert low < -0.01 < high < 0
-    assert peak < 200e6
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featpipe import embed, fit, load_backbone, load_head, score
-from featpipe._files import escape_path, lock, unescape_path
+from featpipe._files import escape_path, guard_cell, lock, unescape_path, unguard_cell
 from featpipe.errors import (
     BackboneError,
     FingerprintError,
@@ -34,7 +34,7 @@ from featpipe.errors import (
     WriteError,
 )
 from featpipe.scoring import Prediction, ScoreSummary, predictions
-from featpipe.scoring.formats import format_of, guard_cell, row_writer, unguard_cell
+from featpipe.scoring.formats import format_of, row_writer
 from featpipe.scoring.predict import Rule, predict
 from featpipe.scoring.prediction import decide
 from featpipe.sources import open_source

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from featpipe._files import printable
+from featpipe._files import atomic_file, guard_cell, printable
 from featpipe.commands._common import debug_option, print_json, progress_display, say
 
 if TYPE_CHECKING:
     from featpipe.quality import Cleaning
+    from featpipe.quality.cleaning import Kind
+    from featpipe.store import EmbeddingStore
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
 _SHOWN = 10
-_MEANING = {
-    "unreadable": "cannot be read or decoded",
-    "duplicate": "the same bytes as another",
-    "near-duplicate": "resized or re-encoded copies of others",
-    "two-labels": "copies under another label",
-    "wrong-label": "labels that are likely wrong, likeliest first",
-    "unlike-others": "look like no other image",
-    "blank": "hold next to nothing",
-    "dark": "are very dark",
-    "blurred": "are blurred, beside the others",
-    "odd-size": "are very small or very long",
-}
+_KINDS = (
+    "unreadable",
+    "duplicate",
+    "near-duplicate",
+    "two-labels",
+    "wrong-label",
+    "unlike-others",
+    "blank",
+    "dark",
+    "blurred",
+    "odd-size",
+)
 
 
 @click.command(context_settings=_HELP)
@@ -46,6 +48,33 @@ _MEANING = {
 @click.option("--all", "show_all", is_flag=True, help=f"List all images, not {_SHOWN} of a kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print what was found as CSV.")
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Draw what was found as a contact sheet, 24 pictures of a kind at most.",
+)
+@click.option(
+    "--move-to",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Move images below DIR, with a list (moved.csv) by which it can be undone.",
+)
+@click.option(
+    "--rm-list",
+    metavar="FILE",
+    help="Write the paths of images, one a line and quoted for a shell; '-' is stdout.",
+)
+@click.option("-0", "--null", is_flag=True, help="End the paths of --rm-list by NUL: xargs -0.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(_KINDS),
+    help="What --move-to and --rm-list take; several times for several. [default: unreadable, "
+    "duplicate, near-duplicate]",
+)
+@click.option("--dry-run", is_flag=True, help="Say what --move-to would move; move nothing.")
 @debug_option
 def clean(
     store: Path | None,
@@ -54,17 +83,27 @@ def clean(
     show_all: bool,
     as_json: bool,
     as_csv: bool,
+    sheet: Path | None,
+    move_to: Path | None,
+    rm_list: str | None,
+    null: bool,
+    kinds: tuple[Kind, ...],
+    dry_run: bool,
 ) -> None:
-    """Find copies, wrong labels and poor images in STORE; change nothing.
+    """Find copies, wrong labels and poor images in STORE.
 
     Without STORE, the newest under embeddings/. What is found is for a person to look at: an
-    image that is unlike all others may be the most valuable one.
+    image that is unlike all others may be the most valuable one. No image is changed; with
+    --move-to images are moved: of those that are copies of one another one stays.
     """
+    _require_sense(as_json, as_csv, move_to, rm_list, null, kinds, dry_run)
+    from featpipe.quality import TAKEN
     from featpipe.quality import clean as look
+    from featpipe.quality.sheet import require_png
     from featpipe.store import EmbeddingStore, newest_store
 
-    if as_json and as_csv:
-        raise click.UsageError("give --json or --csv, not both")
+    if sheet is not None:
+        require_png(sheet)
     if store is None:
         opened = newest_store()
         say(f"using the newest store: {opened.path}")
@@ -78,13 +117,94 @@ def clean(
         print_json(found.to_json())
     elif as_csv:
         _print_csv(found)
-    else:
+    elif rm_list != "-":
         click.echo("\n".join(_table(found, None if show_all else _SHOWN)))
+    if sheet is not None:
+        _draw(found, opened, sheet)
+    if move_to is not None:
+        _move(found, opened, move_to, kinds or TAKEN, dry_run)
+    if rm_list is not None:
+        _list(found, opened, rm_list, kinds or TAKEN, null)
+
+
+def _require_sense(
+    as_json: bool,
+    as_csv: bool,
+    move_to: Path | None,
+    rm_list: str | None,
+    null: bool,
+    kinds: Sequence[Kind],
+    dry_run: bool,
+) -> None:
+    taken = [move_to is not None, rm_list is not None]
+    for is_wrong, sentence in (
+        (as_json and as_csv, "give --json or --csv, not both"),
+        (all(taken), "give --move-to or --rm-list, not both"),
+        (
+            rm_list == "-" and (as_json or as_csv),
+            "one thing alone can go to stdout: give --rm-list a file",
+        ),
+        (
+            kinds and not any(taken),
+            "--kind says what --move-to or --rm-list takes: give one of them, too",
+        ),
+        (dry_run and not taken[0], "--dry-run says what --move-to would do: give it, too"),
+        (null and not taken[1], "--null says how --rm-list writes: give it, too"),
+    ):
+        if is_wrong:
+            raise click.UsageError(sentence)
+
+
+def _draw(found: Cleaning, store: EmbeddingStore, sheet: Path) -> None:
+    from featpipe.quality import draw_sheet
+
+    with progress_display("images") as progress:
+        draw_sheet(found, store, sheet, progress=progress)
+    say(f"contact sheet → {sheet}")
+
+
+def _move(
+    found: Cleaning, store: EmbeddingStore, folder: Path, kinds: Sequence[Kind], dry_run: bool
+) -> None:
+    """Move images; say what was moved, what was not and why, and what to do next."""
+    from featpipe.quality import move
+
+    with progress_display("images") as progress:
+        moved = move(found, store, folder, kinds, dry_run=dry_run, progress=progress)
+    if dry_run:
+        for one in moved.moves:
+            say(f"would move {one.path} ({one.kind}) → {one.target}")
+        say(f"{len(moved.moves):,} images would move to {moved.directory}")
+    elif moved.moves:
+        say(f"moved {len(moved.moves):,} images to {moved.directory}")
+    else:
+        say("nothing was moved")
+    for reason, count in moved.left.items():
+        say(f"{count:,} stay where they are: they {reason}")
+    if moved.moves and not dry_run:
+        say(f"{moved.directory / 'moved.csv'} lists them; run `featpipe embed` again")
+
+
+def _list(
+    found: Cleaning, store: EmbeddingStore, where: str, kinds: Sequence[Kind], null: bool
+) -> None:
+    """Write the paths of images, and say how many, and which are not listed."""
+    from featpipe.quality import choose, removal_list
+
+    with progress_display("images") as progress:
+        choice = choose(found, store, kinds, progress=progress)
+    listed = removal_list(choice, null=null)
+    if where == "-":
+        sys.stdout.buffer.write(listed)
+    else:
+        with atomic_file(Path(where)) as file:
+            file.write(listed)
+    say(f"{len(choice.problems):,} images listed" + ("" if where == "-" else f" → {where}"))
+    for reason, count in choice.left.items():
+        say(f"{count:,} are not listed: they {reason}")
 
 
 def _print_csv(found: Cleaning) -> None:
-    from featpipe.scoring.formats import guard_cell
-
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["kind", "path", "label", "other", "value", "detail"])
     for problem in found.problems:
@@ -94,18 +214,19 @@ def _print_csv(found: Cleaning) -> None:
 
 def _table(found: Cleaning, most: int | None) -> Iterator[str]:
     """Yield a headline for each kind of problem, and the images below it."""
+    from featpipe.quality.cleaning import COPIES, MEANING
+
     yield f"{found.images:,} images in {printable(found.store)}"
     yield f"copies: {found.threshold}"
-    for kind, meaning in _MEANING.items():
-        problems = found.of(kind)  # type: ignore[arg-type]  # the keys are `KINDS`
+    for kind, meaning in MEANING.items():
+        problems = found.of(kind)
         if not problems:
             continue
         yield ""
         yield f"{kind}: {len(problems):,} {meaning}"
         for problem in problems[:most]:
             label = "" if problem.label is None else f" ({printable(problem.label)})"
-            is_copy = kind in {"duplicate", "near-duplicate", "two-labels"}
-            beside = f" = {printable(problem.other)}" if is_copy and problem.other else ""
+            beside = f" = {printable(problem.other)}" if kind in COPIES and problem.other else ""
             yield f"    {printable(problem.path)}{label}{beside}: {printable(problem.detail)}"
         if most is not None and len(problems) > most:
             yield f"    … and {len(problems) - most:,} more: --all, --csv or --json lists them"

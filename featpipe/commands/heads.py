@@ -11,6 +11,7 @@ from featpipe._files import printable, slug
 from featpipe.commands._common import check_page, debug_option, print_json, progress_display, say
 
 if TYPE_CHECKING:
+    from featpipe.evaluation import HeadComparison
     from featpipe.heads import Head
     from featpipe.store import EmbeddingStore
 
@@ -194,6 +195,18 @@ def _accuracy(metrics: dict[str, Any]) -> str:
     help="What to measure on. [default: test, else val, else all]",
 )
 @click.option("--target", metavar="COLUMN", help="Label column. [default: that of the head]")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="HEAD2",
+    help="Compare with another head on the same images, instead.",
+)
+@click.option(
+    "--against-store",
+    type=click.Path(path_type=Path),
+    metavar="STORE2",
+    help="Vectors of the same images for HEAD2, where it is of another backbone.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option(
     "--plot",
@@ -207,19 +220,35 @@ def evaluate(
     store: Path,
     split: str | None,
     target: str | None,
+    against: Path | None,
+    against_store: Path | None,
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Measure HEAD on the labelled images of STORE, with 95 % intervals."""
-    from featpipe.evaluation import PLOT_FORMATS
+    """Measure HEAD on the labelled images of STORE, with 95 % intervals.
+
+    With --against, say whether HEAD or HEAD2 is better: how far apart they are on the same
+    images, and whether that may be chance.
+    """
+    from featpipe.evaluation import PLOT_FORMATS, compare
     from featpipe.evaluation import evaluate as measure
 
+    if against is None and against_store is not None:
+        raise click.UsageError("--against-store is for the head of --against: give that, too")
+    if against is not None and plot is not None:
+        raise click.UsageError("--plot draws one head: leave it out, or --against")
     if plot is not None and plot.suffix.lower() not in PLOT_FORMATS:
         raise click.BadParameter(
             f"cannot draw {plot}: give a name that ends in {', '.join(PLOT_FORMATS)}",
             param_hint="--plot",
         )
     evaluation = measure(head, store, split=split, target=target)
+    if against is not None:
+        # The split that was chosen for the first, whatever the other store has.
+        same = evaluation.split or "all"
+        other = measure(against, against_store or store, split=same, target=target)
+        _print_comparison(compare(evaluation, other), as_json)
+        return
     for note in evaluation.notes:
         say(f"Note: {note}.")
     if as_json:
@@ -228,3 +257,12 @@ def evaluate(
         click.echo(evaluation.table())
     if plot is not None:
         say(f"picture → {evaluation.plot(plot)}")
+
+
+def _print_comparison(comparison: HeadComparison, as_json: bool) -> None:
+    for note in comparison.notes:
+        say(f"Note: {note}.")
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        click.echo(comparison.table())

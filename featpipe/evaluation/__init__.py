@@ -1,5 +1,6 @@
-"""Heads measured on labelled vectors, and vectors measured by protocols of the literature."""
+"""Heads measured on labelled vectors, two on the same images, vectors by protocols of papers."""
 
+from featpipe.evaluation.against import HeadComparison, compare
 from featpipe.evaluation.few_shot import FewShotCurve, few_shot_curve
 from featpipe.evaluation.measure import Evaluation, evaluate
 from featpipe.evaluation.probed import Probe
@@ -12,8 +13,10 @@ __all__ = [
     "PROTOCOLS",
     "Evaluation",
     "FewShotCurve",
+    "HeadComparison",
     "Probe",
     "Protocol",
+    "compare",
     "evaluate",
     "few_shot_curve",
     "metrics_table",

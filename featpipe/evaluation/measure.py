@@ -18,6 +18,7 @@ from featpipe.heads.persistence import short_key
 from featpipe.labelled import units_of_rows
 from featpipe.metrics import Metrics, compute_metrics
 from featpipe.store import EmbeddingStore
+from featpipe.types import Key
 from featpipe.vectors import StoredVectors
 
 _SPLITS = ("test", "val")
@@ -38,6 +39,10 @@ class Evaluation:
     y, probabilities : ndarray, (n,) and (n, K)
         What the figures were computed from.
     notes : tuple of str
+    paths, keys : tuple, (n,)
+        Of the images, and of their contents.
+    units : ndarray of int, (n,), or None
+        Images of one group, and equal ones, share one.
     """
 
     head: str
@@ -48,6 +53,9 @@ class Evaluation:
     y: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     notes: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    keys: tuple[Key, ...] = ()
+    units: NDArray[np.int64] | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Give the figures under their own names: ``evaluation.accuracy``."""
@@ -126,12 +134,13 @@ def evaluate(
     y = np.array([known[labels[i]] for i in rows], dtype=np.int64)
     blocks = StoredVectors(opened, rows).blocks()
     probabilities = np.concatenate([fitted.predict_proba(vectors) for _, vectors in blocks])
+    units = units_of_rows(opened, rows)
     metrics = compute_metrics(
         y,
         probabilities,
         fitted.classes,
         majority=int(np.argmax(fitted.class_counts)),
-        groups=units_of_rows(opened, rows),
+        groups=units,
         seed=seed,
     )
     return Evaluation(
@@ -143,6 +152,9 @@ def evaluate(
         y=y,
         probabilities=probabilities,
         notes=tuple(notes),
+        paths=tuple(opened.paths[i] for i in rows),
+        keys=tuple(opened.keys[i] for i in rows),
+        units=units,
     )
 
 

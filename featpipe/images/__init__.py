@@ -6,6 +6,7 @@ from featpipe.images.decode import (
     decode_image,
     decoder_versions,
     image_size,
+    thumbnail,
 )
 
-__all__ = ["MAX_PIXELS", "Decoded", "decode_image", "decoder_versions", "image_size"]
+__all__ = ["MAX_PIXELS", "Decoded", "decode_image", "decoder_versions", "image_size", "thumbnail"]

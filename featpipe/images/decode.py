@@ -8,7 +8,9 @@ it: EXIF orientation is applied, and 16-bit grey is scaled to 8 bits where PIL w
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -29,6 +31,7 @@ FORMATS = tuple(sorted(_WANTED & set(Image.OPEN)))
 """What is decoded. Others are not tried: Pillow hands PostScript to an interpreter."""
 
 _ORIENTATION = 0x0112
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,32 @@ def decode_image(data: bytes, rule: ResizeRule) -> Decoded | Failure:
     Decoded or Failure
         Never raises for anything that the bytes may hold.
     """
+    return _opened(data, lambda image: _decode_opened(image, rule))
+
+
+def thumbnail(data: bytes, width: int, height: int) -> Image.Image | Failure:
+    """Return an image file as a small picture for people: upright, RGB, whole.
+
+    Parameters
+    ----------
+    width, height : int
+        What it may have at most, in pixels; it is never enlarged.
+
+    Returns
+    -------
+    PIL image or Failure
+        Never raises for anything that the bytes may hold.
+    """
+    return _opened(data, lambda image: _small(image, width, height))
+
+
+def _opened(data: bytes, use: Callable[[Image.Image], _Result | Failure]) -> _Result | Failure:
+    """Open bytes and use what is in them; whatever is wrong with them becomes a `Failure`."""
     if not data:
         return Failure("undecodable", "the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _decode_opened(image, rule)
+            return use(image)
     except UnidentifiedImageError:
         return Failure("undecodable", _not_an_image(data))
     except Image.DecompressionBombError:
@@ -122,6 +146,21 @@ def _decode_opened(image: Image.Image, rule: ResizeRule) -> Decoded | Failure:
     # Converting what is RGB already would copy it.
     rgb = upright if upright.mode == "RGB" else upright.convert("RGB")
     return Decoded(np.asarray(rgb), width, height)
+
+
+def _small(image: Image.Image, width: int, height: int) -> Image.Image | Failure:
+    if image.width * image.height > MAX_PIXELS:
+        return Failure("undecodable", _too_large(*image.size))
+    longer = max(width, height)
+    image.draft(None, (2 * longer, 2 * longer))
+    image.load()
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    colours = _eight_bits(image)
+    if isinstance(colours, Failure):
+        return colours
+    size = (height, width) if swaps_sides(orientation) else (width, height)
+    colours.thumbnail(size, Image.Resampling.LANCZOS)
+    return turn_upright(colours, orientation).convert("RGB")
 
 
 def _scale(full: int, drafted: int) -> int:

@@ -9,7 +9,7 @@ from featpipe.metrics.classification import (
     metrics_of_blocks,
     reliability,
 )
-from featpipe.metrics.paired import paired_difference
+from featpipe.metrics.paired import mcnemar, paired_difference
 
 __all__ = [
     "ClassMetrics",
@@ -17,6 +17,7 @@ __all__ = [
     "compute_metrics",
     "confidence_intervals",
     "expected_calibration_error",
+    "mcnemar",
     "metrics_of_blocks",
     "paired_difference",
     "reliability",

@@ -1,22 +1,23 @@
-"""Two classifiers on the same rows: the difference, row by row.
+"""Two classifiers on the same images: how much better one is, and whether that is chance.
 
-Two accuracies on one test set are far from independent, so their difference is much more
-certain than either.
+Their accuracies are far from independent, so their difference is much more certain than either.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr
 
 _RESAMPLES = 10_000
 
-Flags = NDArray[np.bool_] | NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Shares = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 def paired_difference(
-    before: Flags, after: Flags, units: Ints | None = None, *, seed: int = 0
+    before: Flags | Shares, after: Flags | Shares, units: Ints | None = None, *, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
     """Return the difference of two accuracies on the same images, in points, and its interval.
 
@@ -34,7 +35,8 @@ def paired_difference(
     -------
     float, (float, float)
         After minus before; 95 % percentile interval of a paired bootstrap, or, where no image
-        differs, what the exact binomial bound leaves possible.
+        differs, what the exact binomial bound leaves possible. One unit alone says nothing of
+        others.
 
     References
     ----------
@@ -47,6 +49,8 @@ def paired_difference(
     member = np.arange(len(changes)) if units is None else np.unique(units, return_inverse=True)[1]
     n_units = int(member.max()) + 1
     difference = 100 * float(changes.mean())
+    if n_units == 1:
+        return difference, (-100.0, 100.0)
     if not changes.any():
         furthest = 100 * (1 - 0.025 ** (1 / n_units))
         return difference, (-furthest, furthest)
@@ -58,3 +62,34 @@ def paired_difference(
     drawn = rng.multinomial(n_units, kinds / n_units, size=_RESAMPLES)
     low, high = np.quantile((drawn @ sums) / (drawn @ sizes), (0.025, 0.975))
     return difference, (100 * float(low), 100 * float(high))
+
+
+def mcnemar(first: Flags, second: Flags) -> float:
+    """Return the p-value of McNemar's exact test: that both are right equally often.
+
+    Only images count that one of them is right about and the other is not: without a difference
+    between the two each is as likely to be the one that is right. Images are taken as
+    independent.
+
+    Parameters
+    ----------
+    first, second : ndarray of bool, (n,)
+        Whether each image was classified rightly.
+
+    Returns
+    -------
+    float
+        Two-sided; 1 where no image tells them apart.
+
+    References
+    ----------
+    McNemar 1947, "Note on the Sampling Error of the Difference Between Correlated Proportions or
+    Percentages", Psychometrika 12 (here with the binomial distribution itself, not its
+    approximation).
+
+    >>> round(mcnemar(np.array([True] * 5 + [False]), np.array([False] * 5 + [True])), 5)
+    0.21875
+    """
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    tail = bdtr(min(only_first, only_second), only_first + only_second, 0.5)
+    return min(1.0, 2 * float(tail))

@@ -1,6 +1,6 @@
 """Exact nearest neighbours by cosine, on plain arrays: they know nothing of heads or images."""
 
-from featpipe.neighbours.rows import Rows, widen
+from featpipe.neighbours.rows import Rows, Values, widen
 from featpipe.neighbours.searching import search
 
-__all__ = ["Rows", "search", "widen"]
+__all__ = ["Rows", "Values", "search", "widen"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,25 +49,43 @@ def widen(half: Array, out: Floats) -> Floats:
     return out
 
 
+class Values(Protocol):
+    """An array of float16, float32 or float64, (n, D), or what gives out its rows."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of rows, and their length."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, where: Any, /) -> Any:
+        """Return some of the rows, of a slice or of positions, as an array."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Rows to be searched, and their lengths.
 
     Attributes
     ----------
-    values : ndarray of float16, float32 or float64, (n, D)
+    values : ndarray of float16, float32 or float64, (n, D), or `Values`
     norms : ndarray of float32, (n,)
         Euclidean lengths; 0 where a row has no direction.
     chosen : ndarray of int, (m,), optional
         The rows that count, in rising order; default: all.
     """
 
-    values: Array
+    values: Values
     norms: Floats
     chosen: Ints | None = None
 
     @classmethod
-    def measured(cls, values: Array, look: Callable[[Array], None] | None = None) -> Self:
+    def measured(cls, values: Values, look: Callable[[Array], None] | None = None) -> Self:
         """Measure the lengths of rows, a block at a time; ``look`` sees each as it is stored.
 
         Raises
@@ -103,7 +121,8 @@ class Rows:
 
     def take(self, where: slice | Ints) -> Array:
         """Return rows as they are stored."""
-        return self.values[where if self.chosen is None else self.chosen[where]]
+        found: Array = self.values[where if self.chosen is None else self.chosen[where]]
+        return found
 
     def inverse(self, where: slice) -> Floats:
         """Return what makes rows unit vectors: 1 / length, or 0."""

@@ -39,6 +39,21 @@ Kind: TypeAlias = Literal[
     "odd-size",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+COPIES: frozenset[Kind] = frozenset({"duplicate", "near-duplicate", "two-labels"})
+"""Problems of two images: the first one of a store, and another that is a copy of it."""
+MEANING: dict[Kind, str] = {
+    "unreadable": "cannot be read or decoded",
+    "duplicate": "the same bytes as another",
+    "near-duplicate": "resized or re-encoded copies of others",
+    "two-labels": "copies under another label",
+    "wrong-label": "labels that are likely wrong, likeliest first",
+    "unlike-others": "look like no other image",
+    "blank": "hold next to nothing",
+    "dark": "are very dark",
+    "blurred": "are blurred, beside the others",
+    "odd-size": "are very small or very long",
+}
+"""What stands beside the number of images of a kind."""
 
 _NEIGHBOURS, _LEAST_UNITS = 5, 3
 _FAR = 3.0

@@ -16,7 +16,7 @@ from featpipe.quality.looks import Looks, differing_bits, first_rows, look_at
 from featpipe.quality.threshold import Threshold, threshold_for
 from featpipe.store import EmbeddingStore
 from featpipe.types import Progress, ProgressCallback
-from featpipe.vectors import finite_vectors
+from featpipe.vectors import StoredValues, StoredVectors
 
 Ints = NDArray[np.int64]
 
@@ -137,7 +137,10 @@ def find_near_duplicates(
 
 
 def find_nearest(store: EmbeddingStore, progress: ProgressCallback | None = None) -> Nearest:
-    """Compare all images of a store, a block at a time; see `Nearest`."""
+    """Compare all images of a store, a block at a time; see `Nearest`.
+
+    The vectors are read from the store for every batch of images: never are all in memory.
+    """
     rows = np.unique(first_rows(store))
     vectors = _measured(store).only(rows)
     k = min(_NEAREST + 1, len(rows))
@@ -154,10 +157,12 @@ def find_nearest(store: EmbeddingStore, progress: ProgressCallback | None = None
 
 def _measured(store: EmbeddingStore) -> Rows:
     try:
-        return Rows.measured(store.X)
+        # Not `store.X`: of several parts it would hold all vectors at once.
+        return Rows.measured(StoredValues(store))
     except ValueError:
         # Whoever reads them as float32 names the image.
-        finite_vectors(store, np.arange(len(store)))
+        for _ in StoredVectors(store, np.arange(len(store))).blocks():
+            pass
         raise
 
 

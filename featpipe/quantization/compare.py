@@ -112,7 +112,7 @@ class Measured:
     rows : tuple of bytes, (n,)
         Contents of all images of the source, in order.
     units : ndarray of int, (m,)
-        Of the images that were judged; see `paired_difference`.
+        Of the images that were judged; see `featpipe.metrics.paired_difference`.
     right : dict of str to ndarray of bool, (m,)
         For each head.
     """

@@ -3,8 +3,8 @@ r"""The forms in which predictions leave: CSV, JSON lines, Parquet.
 CSV has a header and the columns ``path, status, reason, label, probability`` and, for
 ``top_k`` classes, ``top1_label, top1_probability, top2_label …``. What is missing is an empty
 cell. A cell that a spreadsheet could take for a formula gets a leading ``'`` (see
-`guard_cell`). JSON lines and Parquet have the same fields with nulls, text as it is, and one
-list ``top`` of ``{label, probability}``.
+`featpipe._files.guard_cell`). JSON lines and Parquet have the same fields with nulls, text as
+it is, and one list ``top`` of ``{label, probability}``.
 
 In all three a path is escaped as in a store: a byte that is not UTF-8 stands as ``\xNN``.
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, get_args
 
-from featpipe._files import escape_path, printable
+from featpipe._files import escape_path, guard_cell, printable
 from featpipe.scoring.prediction import Prediction
 
 Format: TypeAlias = Literal["csv", "jsonl", "parquet"]
@@ -25,7 +25,6 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 WriteRows: TypeAlias = Callable[[Sequence[Prediction]], None]
 
 _COLUMNS = ("path", "status", "reason", "label", "probability")
-_FORMULA = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 _QUOTED = frozenset('",;\t\r\n')
 
 
@@ -78,25 +77,6 @@ def row_writer(file: IO[bytes], form: Format, top_k: int) -> Iterator[WriteRows]
         file.write(b"".join(line(row, top_k) for row in rows))
 
     yield write_lines
-
-
-def guard_cell(text: str) -> str:
-    """Keep a spreadsheet from reading ``text`` as a formula; `unguard_cell` undoes it.
-
-    Text that begins (after spaces) with ``=``, ``+``, ``-``, ``@``, a full-width form of
-    these, a tab or a line break gets a leading ``'``; so does text that begins with ``'``,
-    so that one leading ``'`` can always be dropped.
-
-    >>> guard_cell("=1+1.jpg"), guard_cell("a.jpg")
-    ("'=1+1.jpg", 'a.jpg')
-    """
-    risky = text[:1] in _FORMULA or text.lstrip()[:1] in _FORMULA or text[:1] == "'"
-    return f"'{text}" if text and risky else text
-
-
-def unguard_cell(cell: str) -> str:
-    """Undo `guard_cell`."""
-    return cell[1:] if cell[:1] == "'" else cell
 
 
 def _csv_header(top_k: int) -> list[str]:

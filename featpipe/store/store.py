@@ -95,7 +95,20 @@ class EmbeddingStore:
         StoreError
             When a part is damaged; the message names the file.
         """
-        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
+        return self._read(rows, np.dtype(np.float32))
+
+    def read_stored(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return what `read` does in the dtype of the store.
+
+        Raises
+        ------
+        StoreError
+            When a part is damaged; the message names the file.
+        """
+        return self._read(rows, np.dtype(self.manifest.dtype))
+
+    def _read(self, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
+        vectors = np.empty((len(rows), self.dimension), dtype=dtype)
         try:
             self._fill(vectors, rows)
         except StoreError:
@@ -116,7 +129,7 @@ class EmbeddingStore:
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return self._rows.integers("part"), self._rows.integers("row")
 
-    def _fill(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+    def _fill(self, vectors: NDArray[Any], rows: NDArray[np.int64]) -> None:
         part, row = (column[rows] for column in self._places)
         for number in np.unique(part):
             at = np.flatnonzero(part == number)

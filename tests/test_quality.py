@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 from vectors import card, make_store
 
-from featpipe import embed
+from featpipe import embed, evaluate
 from featpipe._files import content_key
 from featpipe.errors import StoreError
 from featpipe.model_selection import make_folds
@@ -578,4 +578,43 @@ def test_a_vector_that_is_no_number_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"the vector of 00007.jpg in {tmp_path}/s holds NaN or infinity (1 vectors do): embed "
         "again with --dtype float32 into a new store, or take the image out"
+    )
+
+
+def test_evaluate_finds_copies_of_training_images(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, run_cli
+) -> None:
+    """Of a store that holds both: counted apart from equal files, and measured without them."""
+    root = tmp_path / "both"
+    shutil.copytree(photos, root / "train")
+    shutil.copytree(photos, root / "test")
+    for path in (root / "test").rglob("*.jpg"):
+        with Image.open(path) as image:
+            turned = image.convert("RGB").rotate(90, expand=True)
+        turned.save(path, quality=90)
+    for name in ("living/cat.jpg", "things/coffee.jpg"):
+        copy = re_encode(root / "train" / name)
+        copy.rename(root / "test" / name.replace(".jpg", "_small.jpg"))
+    shutil.copy(root / "train/living/grass.jpg", root / "test/living/grass_again.jpg")
+    store = embed(root, tiny_backbone, output=tmp_path / "s")
+    head = fit(store, "centroid", cv=2, check=False)
+    found = evaluate(head, store)
+    n = found.metrics.n_samples
+    assert found.notes == (
+        f"the head was fitted on 1 of these {n} images: the figures without them stand beside "
+        "these",
+        f"2 of these {n} images are resized or re-encoded copies of images that the head was "
+        "fitted on: the figures without them stand beside these",
+    )
+    assert found.rest is not None
+    assert found.rest.n_samples == n - 3
+    assert found.to_json()["without_training_images"]["n_samples"] == n - 3
+    unchecked = evaluate(head, store, check=False)
+    assert len(unchecked.notes) == 1
+    assert unchecked.rest is not None
+    assert unchecked.rest.n_samples == n - 1
+    head.save(tmp_path / "h")
+    result = run_cli("evaluate", tmp_path / "h", store.path)
+    assert result.out.splitlines()[-1].startswith(
+        "without the 3 that are copies of training images: accuracy "
     )

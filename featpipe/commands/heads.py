@@ -143,7 +143,7 @@ def _without_keys(data: dict[str, Any]) -> dict[str, Any]:
 
 def fit_text(head: Head) -> str:
     """Return what ``featpipe fit`` prints: what was fitted, then the estimate."""
-    from featpipe.evaluation import metrics_table
+    from featpipe.evaluation import metrics_table, without_line
 
     chosen = ", ".join(f"{key} = {value:g}" for key, value in head.parameters.items())
     estimate = head.report["estimate"]
@@ -154,17 +154,14 @@ def fit_text(head: Head) -> str:
         "",
         metrics_table(estimate),
     ]
-    without = estimate.get("without_training_images")
-    if without:
-        count = estimate["n_samples"] - without["n_samples"]
-        lines += [
-            "",
-            f"without the {count} that are copies of training images: {_accuracy(without)}",
-        ]
-    without = estimate.get("without_copies")
-    if without:
-        count = estimate["n_samples"] - without["n_samples"]
-        lines += ["", f"without the {count} that are copies of others: {_accuracy(without)}"]
+    for name, what in (
+        ("without_training_images", "copies of training images"),
+        ("without_copies", "copies of others"),
+    ):
+        without = estimate.get(name)
+        if without:
+            count = estimate["n_samples"] - without["n_samples"]
+            lines += ["", without_line(count, what, without)]
     if head.report.get("baselines"):
         lines += ["", *_baselines(head.report["baselines"])]
     return "\n".join(lines)
@@ -179,11 +176,6 @@ def _baselines(found: dict[str, Any]) -> list[str]:
         accuracy = f"{100 * baseline['accuracy']:.1f} %"
         lines.append(f"{baseline['name']:<22}{accuracy:>8}   {low:.1f} % to {high:.1f} %")
     return [*lines, found["words"]]
-
-
-def _accuracy(metrics: dict[str, Any]) -> str:
-    low, high = (100 * v for v in metrics["intervals_95"]["accuracy"])
-    return f"accuracy {100 * metrics['accuracy']:.1f} %, {low:.1f} to {high:.1f} %"
 
 
 @click.command(context_settings=_HELP)
@@ -207,6 +199,11 @@ def _accuracy(metrics: dict[str, Any]) -> str:
     metavar="STORE2",
     help="Vectors of the same images for HEAD2, where it is of another backbone.",
 )
+@click.option(
+    "--check/--no-check",
+    default=True,
+    help="Look for copies of training images among those that are measured on. [default: check]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option(
     "--plot",
@@ -222,6 +219,7 @@ def evaluate(
     target: str | None,
     against: Path | None,
     against_store: Path | None,
+    check: bool,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -242,11 +240,14 @@ def evaluate(
             f"cannot draw {plot}: give a name that ends in {', '.join(PLOT_FORMATS)}",
             param_hint="--plot",
         )
-    evaluation = measure(head, store, split=split, target=target)
+    with progress_display("images") as progress:
+        evaluation = measure(
+            head, store, split=split, target=target, check=check, progress=progress
+        )
     if against is not None:
         # The split that was chosen for the first, whatever the other store has.
         same = evaluation.split or "all"
-        other = measure(against, against_store or store, split=same, target=target)
+        other = measure(against, against_store or store, split=same, target=target, check=check)
         _print_comparison(compare(evaluation, other), as_json)
         return
     for note in evaluation.notes:

@@ -6,7 +6,7 @@ from featpipe.evaluation.measure import Evaluation, evaluate
 from featpipe.evaluation.probed import Probe
 from featpipe.evaluation.probing import probe
 from featpipe.evaluation.protocols import PROTOCOLS, Protocol
-from featpipe.evaluation.table import PLOT_FORMATS, metrics_table
+from featpipe.evaluation.table import PLOT_FORMATS, metrics_table, without_line
 
 __all__ = [
     "PLOT_FORMATS",
@@ -21,4 +21,5 @@ __all__ = [
     "few_shot_curve",
     "metrics_table",
     "probe",
+    "without_line",
 ]

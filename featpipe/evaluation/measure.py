@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from featpipe._files import printable
 from featpipe.errors import FingerprintError, LabelError
-from featpipe.evaluation.table import metrics_table
+from featpipe.evaluation.leaks import find_leaks
+from featpipe.evaluation.table import metrics_table, without_line
 from featpipe.heads import Head, load_head
-from featpipe.heads.persistence import short_key
 from featpipe.labelled import units_of_rows
 from featpipe.metrics import Metrics, compute_metrics
 from featpipe.store import EmbeddingStore
-from featpipe.types import Key
+from featpipe.types import Key, ProgressCallback
 from featpipe.vectors import StoredVectors
 
 _SPLITS = ("test", "val")
@@ -43,6 +43,8 @@ class Evaluation:
         Of the images, and of their contents.
     units : ndarray of int, (n,), or None
         Images of one group, and equal ones, share one.
+    rest : Metrics or None
+        Without images that the head has learnt on, or copies of them, where there are any.
     """
 
     head: str
@@ -56,6 +58,7 @@ class Evaluation:
     paths: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
     units: NDArray[np.int64] | None = None
+    rest: Metrics | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Give the figures under their own names: ``evaluation.accuracy``."""
@@ -78,12 +81,17 @@ class Evaluation:
             "split": self.split,
             "classes": list(self.classes),
             **self.metrics.to_json(),
+            "without_training_images": None if self.rest is None else self.rest.to_json(),
             "notes": list(self.notes),
         }
 
     def table(self) -> str:
         """Return the figures laid out for a person."""
-        return metrics_table(self.metrics.to_json())
+        lines = [metrics_table(self.metrics.to_json())]
+        if self.rest is not None:
+            count = self.metrics.n_samples - self.rest.n_samples
+            lines += ["", without_line(count, "copies of training images", self.rest.to_json())]
+        return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draw confusion matrix and reliability diagram; see `featpipe.evaluation.plot`."""
@@ -100,6 +108,8 @@ def evaluate(
     split: str | None = None,
     target: str | None = None,
     seed: int = 0,
+    check: bool = True,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Measure a head on the labelled images of a store.
 
@@ -113,6 +123,11 @@ def evaluate(
         Label column; the one that the head was fitted on by default.
     seed : int
         Of the bootstrap.
+    check : bool
+        Whether resized and re-encoded copies of training images are looked for among those that
+        are measured on, where the store holds both. The images are opened for it, once.
+    progress : callable, optional
+        Called with a `Progress` meanwhile.
 
     Raises
     ------
@@ -130,31 +145,36 @@ def evaluate(
     rows = np.array([i for i in chosen if labels[i] in known], dtype=np.int64)
     if not len(rows):
         raise LabelError(_nothing_to_measure(opened, fitted, name, labels[chosen]))
-    notes = _notes(opened, fitted, name, labels, chosen, len(rows))
+    leaks = find_leaks(fitted, opened, rows, check=check, progress=progress)
     y = np.array([known[labels[i]] for i in rows], dtype=np.int64)
     blocks = StoredVectors(opened, rows).blocks()
     probabilities = np.concatenate([fitted.predict_proba(vectors) for _, vectors in blocks])
-    units = units_of_rows(opened, rows)
-    metrics = compute_metrics(
-        y,
-        probabilities,
-        fitted.classes,
-        majority=int(np.argmax(fitted.class_counts)),
-        groups=units,
-        seed=seed,
-    )
+    units = units_of_rows(opened, rows, leaks.copies)
+
+    def figures(at: NDArray[np.bool_] | slice) -> Metrics:
+        return compute_metrics(
+            y[at],
+            probabilities[at],
+            fitted.classes,
+            majority=int(np.argmax(fitted.class_counts)),
+            groups=units[at],
+            seed=seed,
+        )
+
+    is_new = ~(leaks.equal | leaks.copied)
     return Evaluation(
         head=repr(fitted) if isinstance(head, Head) else str(head),
         store=str(opened.path),
         split=name,
         classes=fitted.classes,
-        metrics=metrics,
+        metrics=figures(slice(None)),
         y=y,
         probabilities=probabilities,
-        notes=tuple(notes),
+        notes=(*_notes(opened, fitted, name, labels, chosen, len(rows)), *leaks.notes),
         paths=tuple(opened.paths[i] for i in rows),
         keys=tuple(opened.keys[i] for i in rows),
         units=units,
+        rest=figures(is_new) if is_new.any() and not is_new.all() else None,
     )
 
 
@@ -209,17 +229,6 @@ def _notes(
     )
     if unlabelled:
         notes.append(f"{unlabelled} images without a label are left out")
-    learnt = set(head.report.get("data", {}).get("keys", ()))
-    seen = sum(short_key(store.keys[i]) in learnt for i in chosen)
-    if seen == len(chosen):
-        notes.append(
-            "the head was fitted on these images: the figures are too good; its estimate for new "
-            "ones is what `featpipe fit` printed"
-        )
-    elif seen:
-        notes.append(
-            f"the head was fitted on {seen} of these {len(chosen)} images: the figures are too good"
-        )
     return notes
 
 

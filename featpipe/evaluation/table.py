@@ -33,6 +33,15 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def without_line(count: int, what: str, metrics: Mapping[str, Any]) -> str:
+    """Return one line: the accuracy without so many images."""
+    low, high = (100 * v for v in metrics["intervals_95"]["accuracy"])
+    accuracy = 100 * metrics["accuracy"]
+    return (
+        f"without the {count} that are {what}: accuracy {accuracy:.1f} %, {low:.1f} to {high:.1f} %"
+    )
+
+
 def _figures(metrics: Mapping[str, Any]) -> list[str]:
     lines = [f"{'on ' + str(metrics['n_samples']) + ' images':<22}{'':>8}   95 % interval"]
     for name, title, is_share in _ROWS:

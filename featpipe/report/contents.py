@@ -34,6 +34,8 @@ Labels = NDArray[np.object_]
 
 MOST_MISTAKES, MOST_SUSPECTS, MOST_PAIRS = 24, 24, 16
 _NEAREST = 3
+_MOST_JUDGED = 50_000
+"""Measured images beyond which those with pictures and curves are drawn from them."""
 _MOST_LEARNT = 20_000
 """Training images beyond which no labels are judged and no curve is drawn: both fit again."""
 
@@ -73,8 +75,8 @@ class Contents:
     store : EmbeddingStore
     division : Division
     estimate : Estimate
-    y, probabilities : ndarray, (n,) and (n, K)
-        Of the images that were measured on.
+    rows, y, probabilities : ndarray, (n,), (n,) and (n, K)
+        Of the images that were measured on, or of 50,000 of them.
     quality : Findings
     mistakes : tuple of Mistake
         The surest first.
@@ -90,6 +92,7 @@ class Contents:
     store: EmbeddingStore
     division: Division
     estimate: Estimate
+    rows: Ints
     y: Ints
     probabilities: Floats
     quality: Findings
@@ -155,22 +158,26 @@ class _Gathering:
         self._folds = max(2, int(head.report.get("folds", 5)))
         self._labels = store.labels(self._target)
         self._division = divide(store, self._labels)
-        self._notes = list(head.report.get("notes", ()))
+        self._learnt = set(head.report.get("data", {}).get("keys", ()))
+        # What was said of other images is not true of these.
+        is_own = all(short_key(store.keys[row]) in self._learnt for row in self._division.train)
+        self._notes = list(head.report.get("notes", ())) if is_own else []
 
     def go(self) -> Contents:
         estimate, quality = self._measured()
-        y, probabilities = self._judged(estimate)
+        rows, y, probabilities = self._judged(estimate)
         every = [self._division.train, estimate.rows]
         return Contents(
             head=self._head,
             store=self._store,
             division=self._division,
             estimate=estimate,
+            rows=rows,
             y=y,
             probabilities=probabilities,
             quality=quality,
-            mistakes=tuple(self._mistakes(estimate, y, probabilities, quality)),
-            suspects=tuple(self._suspects(estimate, y, probabilities, quality)),
+            mistakes=tuple(self._mistakes(rows, y, probabilities, quality)),
+            suspects=tuple(self._suspects(estimate, rows, y, probabilities, quality)),
             curve=self._curve(quality),
             map=embedding_map(self._store, np.unique(np.concatenate(every)), self._seed),
             notes=tuple(dict.fromkeys(self._notes)),
@@ -208,11 +215,10 @@ class _Gathering:
                 self._seed,
                 copies,
             )
-        learnt = set(head.report.get("data", {}).get("keys", ()))
         known = np.array([label in set(head.classes) for label in self._labels], dtype=bool)
-        is_new = np.array([short_key(key) not in learnt for key in store.keys], dtype=bool)
+        is_new = np.array([short_key(key) not in self._learnt for key in store.keys], dtype=bool)
         unseen = np.flatnonzero(known & is_new)
-        if len(unseen):
+        if self._learnt and len(unseen):
             method = f"{len(unseen):,} images that were not learnt on"
             return estimate_on(head, store, unseen, method, self._target, self._seed, copies)
         rows = labelled_rows(store, division.train, self._target)
@@ -229,6 +235,7 @@ class _Gathering:
             replace(rows, units=units),
             quality,
             cv=self._folds,
+            tune=len(head.report.get("tuning", ())) != 1,
             seed=self._seed,
             on_fit=self._tell("estimating"),
         )
@@ -240,26 +247,35 @@ class _Gathering:
         except FeatpipeError:
             return True
 
-    def _judged(self, estimate: Estimate) -> tuple[Ints, Floats]:
+    def _judged(self, estimate: Estimate) -> tuple[Ints, Ints, Floats]:
+        rows, at = estimate.rows, np.arange(len(estimate.rows))
+        if len(rows) > _MOST_JUDGED:
+            rng = np.random.default_rng(self._seed)
+            at = np.sort(rng.choice(len(rows), _MOST_JUDGED, replace=False))
+            rows = rows[at]
+            self._notes.append(
+                f"curves, mistakes and labels below are of {_MOST_JUDGED:,} of the images that "
+                "were measured on, drawn at random"
+            )
         position = {name: k for k, name in enumerate(self._head.classes)}
-        y = np.array([position[label] for label in self._labels[estimate.rows]], dtype=np.int64)
+        y = np.array([position[label] for label in self._labels[rows]], dtype=np.int64)
         if estimate.probabilities is not None:
-            return y, estimate.probabilities
-        blocks = StoredVectors(self._store, estimate.rows).blocks()
-        return y, np.concatenate([self._head.predict_proba(vectors) for _, vectors in blocks])
+            return rows, y, estimate.probabilities[at]
+        blocks = StoredVectors(self._store, rows).blocks()
+        return rows, y, np.concatenate([self._head.predict_proba(v) for _, v in blocks])
 
     def _mistakes(
-        self, estimate: Estimate, y: Ints, probabilities: Floats, quality: Findings
+        self, rows: Ints, y: Ints, probabilities: Floats, quality: Findings
     ) -> Iterator[Mistake]:
         predicted = probabilities.argmax(axis=1)
         wrong = np.flatnonzero(predicted != y)
         at = np.arange(len(y))
         margin = probabilities[at, predicted] - probabilities[at, y]
         worst = wrong[np.argsort(-margin[wrong], kind="stable")][:MOST_MISTAKES]
-        nearest = self._nearest(estimate.rows[worst], quality)
+        nearest = self._nearest(rows[worst], quality)
         for i, near in zip(worst.tolist(), nearest, strict=True):
             yield Mistake(
-                row=int(estimate.rows[i]),
+                row=int(rows[i]),
                 given=int(y[i]),
                 predicted=int(predicted[i]),
                 probability=float(probabilities[i, predicted[i]]),
@@ -290,11 +306,11 @@ class _Gathering:
         return found
 
     def _suspects(
-        self, estimate: Estimate, y: Ints, probabilities: Floats, quality: Findings
+        self, estimate: Estimate, rows: Ints, y: Ints, probabilities: Floats, quality: Findings
     ) -> list[Suspect]:
         """Judge the labels of all images that were used, each by a head that has not seen it."""
         classes = self._head.classes
-        found = list(_named(suspects_of(probabilities, y), estimate.rows, y, classes))
+        found = list(_named(suspects_of(probabilities, y), rows, y, classes))
         if estimate.probabilities is None:
             found += self._training_suspects(quality)
         found.sort(key=lambda suspect: (suspect.confidence, suspect.row))

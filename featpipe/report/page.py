@@ -163,7 +163,8 @@ class _Page:
             "coverage": charts.coverage_chart(contents.y, contents.probabilities),
             "coverages": list(self._coverages()),
             "mistakes": [self._mistake(mistake) for mistake in contents.mistakes],
-            "n_mistakes": int((contents.probabilities.argmax(axis=1) != contents.y).sum()),
+            "n_mistakes": estimate["n_samples"]
+            - int(np.trace(contents.estimate.metrics.confusion)),
             "suspects": [self._suspect(suspect) for suspect in contents.suspects],
             "duplicates": [self._pair(pair) for pair in self._pairs],
             "n_pairs": len(list(_pairs(contents))),

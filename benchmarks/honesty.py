@@ -1,4 +1,4 @@
-"""Are the 95 % intervals and the estimates honest?
+"""How often intervals hold the truth, and what tuning scores flatter: two tables.
 
     PYTHONPATH=. python benchmarks/honesty.py [--data-sets 500] [--seeds 100]
 

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from featpipe._files import printable
 from featpipe._machine import available_memory
-from featpipe.errors import LabelError
+from featpipe.errors import HeadError, LabelError
 from featpipe.heads import Head, HeadSpec, head_spec
 from featpipe.heads.persistence import data_digest, short_key
 from featpipe.labelled import Labelled, LabelledRows, labelled, labelled_rows, units_of_rows
 from featpipe.metrics import Metrics, compute_metrics, metrics_of_blocks
 from featpipe.model_selection import (
+    METHODS,
     Fitted,
     fit_streamed,
     fit_tuned,
@@ -55,6 +56,7 @@ def fit(
     tune: bool = True,
     seed: int = 0,
     stream: bool | None = None,
+    calibration: str = "auto",
     check: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Head:
@@ -86,6 +88,9 @@ def fit(
     stream : bool, optional
         Whether vectors are read in each pass. Default: where four times their size as float32
         is more than the memory that the process may still take.
+    calibration : str
+        How scores become probabilities: temperature, sigmoid, isotonic or none; auto compares the
+        first three on held-out scores, and ``report["calibration"]`` has what came of it.
     check : bool
         Whether copies are looked for, and differences between the splits; what is found is in
         ``report["quality"]`` and in the notes. The images are opened for it, once.
@@ -110,8 +115,13 @@ def fit(
     spec = head_spec(head)
     if cv < 2:
         raise LabelError(f"cross-validation needs 2 folds at least, not {cv}: raise --cv")
+    if calibration not in METHODS:
+        raise HeadError(
+            f"there is no calibration {printable(calibration)!r}: there are {', '.join(METHODS)}"
+        )
     opened = store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(store)
-    return _Training(opened, spec, target, cv, tune, seed, stream, check, progress).go()
+    training = _Training(opened, spec, target, cv, tune, seed, stream, calibration, check, progress)
+    return training.go()
 
 
 class _Training:
@@ -126,12 +136,14 @@ class _Training:
         tune: bool,
         seed: int,
         stream: bool | None,
+        calibration: str,
         check: bool,
         progress: ProgressCallback | None,
     ) -> None:
         self._store, self._spec, self._target = store, spec, target
         self._cv, self._tune, self._seed = cv, tune, seed
-        self._stream, self._check, self._progress = stream, check, progress
+        self._stream, self._calibration = stream, calibration
+        self._check, self._progress = check, progress
         self._quality = Findings()
         self._notes: list[str] = []
         self._labels = store.labels(target)
@@ -155,7 +167,7 @@ class _Training:
             name=self._spec.name,
             classes=rows.classes,
             pipeline=found.fitted.pipeline,
-            temperature=found.fitted.temperature,
+            calibrator=found.fitted.calibrator,
             backbone=self._store.card,
             parameters=found.fitted.parameters,
             class_counts=tuple(np.bincount(rows.y[found.rows]).tolist()),
@@ -193,6 +205,7 @@ class _Training:
             folds,
             tune=self._tune,
             seed=self._seed,
+            calibration=self._calibration,
             on_fit=self._tell("tuning"),
         )
         return _Learnt(fitted, np.arange(len(rows.y)), len(folds))
@@ -208,6 +221,7 @@ class _Training:
             estimate=estimate,
             tune=self._tune,
             seed=self._seed,
+            calibration=self._calibration,
             on_fit=self._tell("tuning"),
             on_pass=self._tell_pass,
         )
@@ -236,6 +250,7 @@ class _Training:
         return {
             "estimate": estimate,
             "tuning": [dict(entry) for entry in found.fitted.table],
+            "calibration": found.fitted.calibration,
             "folds": found.n_folds,
             "seed": self._seed,
             "target": self._target,
@@ -330,6 +345,7 @@ class _Training:
             classes=rows.classes,
             tune=self._tune,
             seed=self._seed,
+            calibration=self._calibration,
             on_fit=self._tell("estimating"),
         )
         majority = int(np.bincount(rows.y).argmax())

@@ -46,6 +46,13 @@ _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
     "[default: as memory allows]",
 )
 @click.option(
+    "--calibration",
+    type=click.Choice(("auto", "temperature", "sigmoid", "isotonic", "none")),
+    default="auto",
+    show_default=True,
+    help="How scores become probabilities; auto compares the first three on held-out scores.",
+)
+@click.option(
     "--check/--no-check",
     default=True,
     help="Look for copies among the images, and for differences between the splits. "
@@ -62,6 +69,7 @@ def fit(
     no_tune: bool,
     seed: int,
     stream: bool | None,
+    calibration: str,
     check: bool,
     as_json: bool,
 ) -> None:
@@ -91,6 +99,7 @@ def fit(
             tune=not no_tune,
             seed=seed,
             stream=stream,
+            calibration=calibration,
             check=check,
             progress=progress,
         )
@@ -137,6 +146,7 @@ def fit_text(head: Head) -> str:
     what = f"{head.name} on {printable(str(head.backbone['name']))}: {len(head.classes)} classes"
     lines = [
         ", ".join(filter(None, (what, f"{sum(head.class_counts)} training images", chosen))),
+        _probabilities(head),
         f"estimate: {estimate['method']}",
         "",
         metrics_table(estimate),
@@ -153,6 +163,24 @@ def fit_text(head: Head) -> str:
         count = estimate["n_samples"] - without["n_samples"]
         lines += ["", f"without the {count} that are copies of others: {_accuracy(without)}"]
     return "\n".join(lines)
+
+
+def _probabilities(head: Head) -> str:
+    """Say how scores become probabilities, and what that does to the calibration error."""
+    found = head.report["calibration"]
+    before, after = (100 * found[when]["calibration_error"] for when in ("before", "after"))
+    if found["method"] == "none":
+        return f"probabilities: not calibrated (calibration error {before:.1f} %, out of fold)"
+    of = len(found["log_loss"])
+    what = (
+        f"temperature {head.temperature:.3g}"
+        if found["method"] == "temperature"
+        else (found["method"])
+    )
+    return (
+        f"probabilities: {what}{f' of {of} methods' if of > 1 else ''} (calibration error "
+        f"{before:.1f} % before, {after:.1f} % after, out of fold)"
+    )
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:

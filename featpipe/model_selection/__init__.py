@@ -1,13 +1,16 @@
 """Folds that keep together what belongs together, tuning, nested estimates; fits in passes."""
 
+from featpipe.model_selection.calibrating import METHODS, calibrate
 from featpipe.model_selection.capacity import said, streams
 from featpipe.model_selection.folds import Fold, make_folds, units_of
 from featpipe.model_selection.streaming import fit_streamed
 from featpipe.model_selection.tuning import Fitted, fit_tuned, nested_probabilities
 
 __all__ = [
+    "METHODS",
     "Fitted",
     "Fold",
+    "calibrate",
     "fit_streamed",
     "fit_tuned",
     "make_folds",

@@ -42,6 +42,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
 
 from featpipe._threads import single_threads
+from featpipe.calibration import Temperature
 from featpipe.heads import HEADS, Head, load_head
 from featpipe.heads.neighbours import CosineNeighbours
 from featpipe.model_selection import fit_tuned, make_folds
@@ -116,7 +117,7 @@ def whole_head(estimator: CosineNeighbours, y: NDArray[np.int64]) -> Head:
         name="knn",
         classes=tuple(f"{k:03d}" for k in range(CLASSES)),
         pipeline=Pipeline([("scale", Normalizer()), ("head", estimator)]),
-        temperature=1.0,
+        calibrator=Temperature(1.0),
         backbone={"name": "made", "fingerprint": "0" * 16, "dimension": DIMENSION},
         parameters={"n_neighbors": K},
         class_counts=tuple(int(n) for n in np.bincount(y)),

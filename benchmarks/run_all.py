@@ -47,6 +47,11 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["cleaning.py"],
         ["--seeds", "1", "--rows", "5000"],
     ),
+    "honesty": (
+        "Are the intervals and estimates honest?",
+        ["honesty.py"],
+        ["--data-sets", "20", "--seeds", "3"],
+    ),
     "rerun": (
         "A re-run over unchanged files",
         ["rerun.py", "--files", "100000"],

@@ -125,6 +125,7 @@ def estimate_nested(
     cv: int,
     tune: bool = True,
     seed: int = 0,
+    calibration: str = "auto",
     on_fit: OnFit | None = None,
 ) -> Estimate:
     """Measure a kind of head by nested cross-validation; beside it, with one of each copy.
@@ -143,6 +144,7 @@ def estimate_nested(
         classes=rows.classes,
         tune=tune,
         seed=seed,
+        calibration=calibration,
         on_fit=on_fit,
     )
     majority = int(np.bincount(rows.y).argmax())

@@ -14,12 +14,20 @@ from numpy.typing import NDArray
 from featpipe._files import printable
 from featpipe._machine import available_memory
 from featpipe.baselines import Baselines, compare_with_baselines
-from featpipe.errors import LabelError
+from featpipe.errors import HeadError, LabelError
 from featpipe.estimation import Estimate, estimate_nested, estimate_on, estimate_on_split
 from featpipe.heads import Head, HeadSpec, head_spec
 from featpipe.heads.persistence import data_digest, short_key
 from featpipe.labelled import Labelled, LabelledRows, labelled, labelled_rows, units_of_rows
-from featpipe.model_selection import Fitted, fit_streamed, fit_tuned, make_folds, said, streams
+from featpipe.model_selection import (
+    METHODS,
+    Fitted,
+    fit_streamed,
+    fit_tuned,
+    make_folds,
+    said,
+    streams,
+)
 from featpipe.quality import Findings, inspect
 from featpipe.splits import Division, divide
 from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
@@ -39,6 +47,7 @@ class FitOptions:
     tune: bool = True
     seed: int = 0
     stream: bool | None = None
+    calibration: str = "auto"
     check: bool = True
     baselines: bool | None = None
 
@@ -72,6 +81,7 @@ def fit(
     tune: bool = True,
     seed: int = 0,
     stream: bool | None = None,
+    calibration: str = "auto",
     check: bool = True,
     baselines: bool | None = None,
     progress: ProgressCallback | None = None,
@@ -104,6 +114,9 @@ def fit(
     stream : bool, optional
         Whether vectors are read in each pass. Default: where four times their size as float32
         is more than the memory that the process may still take.
+    calibration : str
+        How scores become probabilities: temperature, sigmoid, isotonic or none; auto compares the
+        first three on held-out scores, and ``report["calibration"]`` has what came of it.
     check : bool
         Whether copies are looked for, and differences between the splits; what is found is in
         ``report["quality"]`` and in the notes. The images are opened for it, once.
@@ -129,7 +142,7 @@ def fit(
     >>> head.metrics["accuracy"]                                    # doctest: +SKIP
     0.94
     """
-    options = FitOptions(target, cv, tune, seed, stream, check, baselines)
+    options = FitOptions(target, cv, tune, seed, stream, calibration, check, baselines)
     return train(store, head, options, progress=progress).head
 
 
@@ -145,6 +158,11 @@ def train(
     spec = head_spec(head)
     if options.cv < 2:
         raise LabelError(f"cross-validation needs 2 folds at least, not {options.cv}: raise --cv")
+    if options.calibration not in METHODS:
+        raise HeadError(
+            f"there is no calibration {printable(options.calibration)!r}: there are "
+            f"{', '.join(METHODS)}"
+        )
     opened = store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(store)
     return _Training(opened, spec, options, progress).go()
 
@@ -173,7 +191,7 @@ class _Training:
             name=self._spec.name,
             classes=rows.classes,
             pipeline=found.fitted.pipeline,
-            temperature=found.fitted.temperature,
+            calibrator=found.fitted.calibrator,
             backbone=self._store.card,
             parameters=found.fitted.parameters,
             class_counts=tuple(np.bincount(rows.y[found.rows]).tolist()),
@@ -229,6 +247,7 @@ class _Training:
             cv=options.cv,
             tune=options.tune,
             seed=options.seed,
+            calibration=options.calibration,
             on_fit=self._tell("estimating"),
         )
 
@@ -263,6 +282,7 @@ class _Training:
             folds,
             tune=self._options.tune,
             seed=self._options.seed,
+            calibration=self._options.calibration,
             on_fit=self._tell("tuning"),
         )
         return _Learnt(fitted, np.arange(len(rows.y)), len(folds))
@@ -278,6 +298,7 @@ class _Training:
             estimate=estimate,
             tune=self._options.tune,
             seed=self._options.seed,
+            calibration=self._options.calibration,
             on_fit=self._tell("tuning"),
             on_pass=self._tell_pass,
         )
@@ -307,6 +328,7 @@ class _Training:
             "estimate": estimate.to_json(),
             "baselines": None if baselines is None else baselines.to_json(),
             "tuning": [dict(entry) for entry in found.fitted.table],
+            "calibration": found.fitted.calibration,
             "folds": found.n_folds,
             "seed": self._options.seed,
             "target": self._options.target,

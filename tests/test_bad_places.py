@@ -247,7 +247,7 @@ def test_head_of_a_newer_format(run_cli: Run, place: Path) -> None:
     edit("heads/mine/head.json", lambda value: value.update(format=99))
     message = (
         "Error: heads/mine has format 99, written by a newer featpipe; this one (0.1.0) reads up "
-        "to 2: upgrade featpipe\n"
+        "to 3: upgrade featpipe\n"
     )
     assert run_cli("evaluate", "heads/mine", "store") == Result(7, "", message)
     assert run_cli("score", "photos", "--head", "heads/mine") == Result(7, "", message)

@@ -31,14 +31,45 @@ def test_fit_takes_the_newest_store_and_says_which(work: Path, run_cli) -> None:
         "using the newest store: embeddings/surfaces-tiny\nsaved → heads/surfaces-tiny-centroid\n"
     )
     lines = result.out.splitlines()
-    assert lines[:4] == [
+    head = load_head(work / "heads" / "surfaces-tiny-centroid")
+    found = head.report["calibration"]
+    before, after = (f"{100 * found[k]['calibration_error']:.1f}" for k in ("before", "after"))
+    assert lines[:5] == [
         "centroid on tiny: 2 classes, 12 training images",
+        f"probabilities: temperature {head.temperature:.3g} of 2 methods (calibration error "
+        f"{before} % before, {after} % after, out of fold)",
         "estimate: the split test, not used before",
         "",
         "on 12 images".ljust(33) + "95 % interval",
     ]
-    head = load_head(work / "heads" / "surfaces-tiny-centroid")
-    assert f"{100 * head.metrics['accuracy']:.1f} %" in lines[4]
+    assert f"{100 * head.metrics['accuracy']:.1f} %" in lines[5]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("temperature", "temperature {t:.3g} (calibration error {b} % before, {a} % after, out"),
+        ("sigmoid", "sigmoid (calibration error {b} % before, {a} % after, out"),
+        ("isotonic", "isotonic (calibration error {b} % before, {a} % after, out"),
+        ("none", "not calibrated (calibration error {b} %, out"),
+    ],
+)
+def test_calibration_is_as_asked_for(work: Path, run_cli, method: str, said: str) -> None:
+    """One line says what was taken, and what it does; the head does it after it is read back."""
+    result = run_cli(
+        *("fit", "--no-check", "--head", "ridge", "--no-tune", "--cv", "3", "-o", "mine"),
+        *("--calibration", method),
+    )
+    assert result.code == 0
+    head = load_head(work / "mine")
+    found = head.report["calibration"]
+    before, after = (f"{100 * found[k]['calibration_error']:.1f}" for k in ("before", "after"))
+    shown = said.format(t=head.temperature, b=before, a=after)
+    assert result.out.splitlines()[1] == f"probabilities: {shown} of fold)"
+    assert found["method"] == method
+    assert list(found["log_loss"]) == [method]
+    assert head.calibrator.method == ("temperature" if method == "none" else method)
+    assert (method != "none") or head.temperature == 1.0
 
 
 def test_the_newest_store_is_the_one_written_last(work: Path, run_cli) -> None:
@@ -101,6 +132,7 @@ def test_json_is_one_document_on_stdout(work: Path, run_cli) -> None:
         "estimate",
         "baselines",
         "tuning",
+        "calibration",
         "folds",
         "seed",
         "target",

@@ -124,7 +124,7 @@ def test_one_search_a_fold_gives_the_table_of_all_fits(n_classes, monkeypatch) -
     assert searches == [min(100, max(k for k in (100, 50, 30) if k <= n_rows))] * 3
     theirs = fit_tuned(SCIKIT_LEARNS, X, y, folds)
     assert own.parameters == theirs.parameters
-    assert own.temperature == pytest.approx(theirs.temperature, rel=1e-4)
+    assert own.calibrator.temperature == pytest.approx(theirs.calibrator.temperature, rel=1e-4)
     for one, other in zip(own.table, theirs.table, strict=True):
         assert one["parameters"] == other["parameters"]
         assert one["accuracy"] == other["accuracy"]

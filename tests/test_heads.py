@@ -47,7 +47,7 @@ def anew(name: str, n_classes: int, seed: int = 0) -> Head:
         name,
         classes,
         found.pipeline,
-        found.temperature,
+        found.calibrator,
         card(X.shape[1]),
         found.parameters,
         tuple(int(n) for n in np.bincount(y)),
@@ -91,7 +91,7 @@ def test_the_temperature_lowers_the_loss_of_rows_not_seen(name) -> None:
     found = fit_tuned(HEADS[name], hard.astype(np.float32), y, folds, tune=False)
     scores = class_scores(found.pipeline, new.astype(np.float32))
     assert 0.2 < np.mean(scores.argmax(axis=1) == new_y) < 0.98
-    calibrated = log_losses(scores, new_y, found.temperature).mean()
+    calibrated = log_losses(scores, new_y, found.calibrator.temperature).mean()
     assert calibrated <= log_losses(scores, new_y, 1.0).mean() + 0.05
     assert calibrated < np.log(8)
 

@@ -1,4 +1,4 @@
-"""Figures of merit against scikit-learn's, by hand, and intervals against a slow bootstrap."""
+"""Figures of merit against scikit-learn's and by hand; what intervals are made of."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from featpipe.metrics import (
     reliability,
 )
 from featpipe.metrics.classification import _terms
+from featpipe.metrics.intervals import wilson
 
 
 def sample(n: int, n_classes: int, seed: int, sharpness: float = 2.0):
@@ -131,17 +132,27 @@ def test_the_bootstrap_is_the_slow_one_on_the_same_resamples(n, n_classes, seed)
         assert {name: pytest.approx(values[b]) for name, values in figures.items()} == slow
 
 
-def test_intervals_are_the_percentiles_of_the_resamples() -> None:
-    """1,000 resamples with the seed's own draws, 2.5 % off either end."""
-    y, p = sample(30, 3, 5)
-    terms = _terms(y, p, 3)
-    draws = np.random.default_rng(7).multinomial(30, np.full(30, 1 / 30), size=1000)
+def test_intervals_have_the_variance_of_the_resamples() -> None:
+    """1,000 resamples with the seed's own draws; Wilson's interval of as many trials."""
+    y, p = sample(60, 3, 5)
     hit = p.argmax(axis=1) == y
-    low, high = np.quantile(draws @ hit / 30, (0.025, 0.975))
-    assert confidence_intervals(terms, seed=7)["accuracy"] == (
-        pytest.approx(low),
-        pytest.approx(high),
-    )
+    # Units of two, of which both or neither are right: they vary as thirty rows do.
+    order = np.argsort(~hit, kind="stable")
+    y, p, hit = y[order], p[order], hit[order]
+    draws = np.random.default_rng(7).multinomial(30, np.full(30, 1 / 30), size=1000)
+    variance = (draws @ hit.reshape(30, 2).mean(axis=1) / 30).var() * 30 / 29
+    expected = wilson(float(hit.mean()), variance, 30)
+    found = confidence_intervals(_terms(y, p, 3), groups=np.arange(60) // 2, seed=7)
+    assert found["accuracy"] == pytest.approx(expected)
+
+
+def test_rows_that_agree_by_chance_do_not_make_certain() -> None:
+    """Four patients with eight of ten right each: no resample differs, the rows still do."""
+    hit = np.tile(np.arange(10) < 8, 4)
+    y = np.tile([0, 1], 20)
+    p = np.where((y[:, None] == [[0, 1]]) == hit[:, None], 0.9, 0.1)
+    found = compute_metrics(y, p, ["a", "b"], majority=0, groups=np.arange(40) // 10)
+    assert found.intervals["accuracy"] == pytest.approx(wilson(0.8, 0.8 * 0.2 / 40, 4))
 
 
 def test_resamples_in_blocks_are_the_resamples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_without_tuning_the_default_is_fitted() -> None:
     found = fit_tuned(HEADS["logreg"], X, y, folds, tune=False)
     assert found.parameters == HEADS["logreg"].default
     assert len(found.table) == 1
-    assert found.temperature > 0
+    assert found.calibrator.temperature > 0
 
 
 @pytest.mark.parametrize("tune", [True, False])

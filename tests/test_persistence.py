@@ -26,6 +26,7 @@ from vectors import card, make_store, small
 import featpipe
 from featpipe import __version__
 from featpipe._files import content_key
+from featpipe.calibration import Isotonic, Sigmoid, Temperature
 from featpipe.errors import HeadError, WriteError
 from featpipe.heads import HEADS, Head, load_head, newest_head, persistence, save_head
 from featpipe.heads.arrays import arrays_digest, arrays_of, arrays_table
@@ -34,6 +35,8 @@ from featpipe.heads.record import CHECKS
 from featpipe.training import fit
 
 AGAIN = "fit the head again"
+SIGMOID = Sigmoid(1.5, (2.0,), (0.1,))
+ISOTONIC = Isotonic(1.5, ((-1.0, 0.0, 1.0),), ((0.1, 0.4, 0.8),))
 
 
 @lru_cache
@@ -43,7 +46,14 @@ def head(name: str = "logreg", seed: int = 0) -> Head:
     y = (X[:, 0] > 0).astype(np.int64)
     pipeline = HEADS[name].pipeline(HEADS[name].default, 0).fit(X, y)
     return Head(
-        name, ("no", "yes"), pipeline, 1.5, card(6), HEADS[name].default, (20, 20), {"n": 1}
+        name,
+        ("no", "yes"),
+        pipeline,
+        Temperature(1.5),
+        card(6),
+        HEADS[name].default,
+        (20, 20),
+        {"n": 1},
     )
 
 
@@ -180,10 +190,10 @@ def test_a_temperature_that_is_no_number_is_refused(saved: Path, text: str) -> N
 
 def test_a_newer_format_asks_for_a_newer_featpipe(saved: Path) -> None:
     """Nothing of a format that is not known yet is guessed at."""
-    edit(saved, lambda record: record.update(format=3))
+    edit(saved, lambda record: record.update(format=4))
     assert refused(saved) == (
-        f"{saved} has format 3, written by a newer featpipe; this one ({__version__}) reads up to "
-        "2: upgrade featpipe"
+        f"{saved} has format 4, written by a newer featpipe; this one ({__version__}) reads up to "
+        "3: upgrade featpipe"
     )
 
 
@@ -509,12 +519,81 @@ def test_a_head_digest_changes_with_what_decides_a_prediction() -> None:
     assert base.digest != head("ridge").digest
     assert base.digest == Head(**vars_of(base)).digest
     for field, value in (
-        ("temperature", 1.6),
+        ("calibrator", Temperature(1.6)),
+        ("calibrator", SIGMOID),
         ("classes", ("no", "yep")),
         ("backbone", card(6, fingerprint="f" * 16)),
     ):
         assert Head(**{**vars_of(base), field: value}).digest != base.digest
+    other = Sigmoid(1.5, (2.0,), (0.11,))
+    one, two = (Head(**{**vars_of(base), "calibrator": c}).digest for c in (SIGMOID, other))
+    assert one != two
     assert arrays_digest(arrays, "") != base.digest
+
+
+def test_a_head_with_a_temperature_has_the_digest_it_always_had() -> None:
+    """Heads that were saved before there were other calibrators are read as they are."""
+    value = head()
+    parameters = sorted(value.parameters.items())
+    identity = f"logreg\n{parameters!r}\n1.5\n{value.fingerprint}\n{value.classes!r}"
+    assert value.digest == arrays_digest(arrays_of(value.pipeline), identity)
+
+
+def with_calibrator(calibrator) -> Head:
+    return Head(**{**vars_of(head()), "calibrator": calibrator})
+
+
+@pytest.mark.parametrize("calibrator", [SIGMOID, ISOTONIC])
+def test_any_calibrator_comes_back_to_the_same_bits(tmp_path: Path, calibrator) -> None:
+    """In plain numbers in head.json, under a format that a former featpipe refuses."""
+    value = with_calibrator(calibrator)
+    folder = save_head(value, tmp_path / "head")
+    record = json.loads((folder / "head.json").read_text())
+    assert record["format"] == 3
+    assert record["calibration"] == calibrator.to_json()
+    assert record["temperature"] == calibrator.temperature
+    again = load_head(folder)
+    X = np.random.default_rng(3).normal(size=(30, 6))
+    assert again.calibrator == calibrator
+    assert again.temperature == calibrator.temperature
+    assert again.predict_proba(X).tobytes() == value.predict_proba(X).tobytes()
+    assert again.digest == value.digest
+
+
+def test_a_temperature_is_written_as_it_always_was(saved: Path) -> None:
+    """Format 1 and no field but ``temperature``: a former featpipe reads it."""
+    record = json.loads((saved / "head.json").read_text())
+    assert (record["format"], record["temperature"]) == (1, 1.5)
+    assert "calibration" not in record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"calibration": None},
+        {"calibration": {**ISOTONIC.to_json(), "values": [[0.9, 0.1, 0.2]]}},
+        {"calibration": {**ISOTONIC.to_json(), "odds": [[-1.0, 0.0]]}},
+        {"calibration": {**ISOTONIC.to_json(), "odds": [[-1.0, 0.0, 1e999]]}},
+        {"calibration": {**ISOTONIC.to_json(), "temperature": 2.0}},
+        {"format": 2},
+    ],
+)
+def test_a_calibrator_that_is_amiss_is_named(tmp_path: Path, change) -> None:
+    """Falling values, other lengths, infinity, another temperature, a format that knows of none."""
+    folder = save_head(with_calibrator(ISOTONIC), tmp_path / "head")
+    edit(folder, lambda record: record.update(change))
+    assert refused(folder) == damaged(
+        folder / "head.json", "its field 'calibration' is missing or amiss"
+    )
+
+
+def test_a_calibrator_that_was_changed_is_found_out(tmp_path: Path) -> None:
+    """Sound in itself, and not what was written: the digest says so."""
+    folder = save_head(with_calibrator(SIGMOID), tmp_path / "head")
+    edit(folder, lambda record: record["calibration"].update(slopes=[2.5]))
+    assert refused(folder) == damaged(
+        folder / "model.skops", "its contents are not those that were written"
+    )
 
 
 def vars_of(value: Head) -> dict:

@@ -17,6 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_persistence import damaged, refused
 from vectors import card, make_store, small
 
+from featpipe.calibration import Temperature
 from featpipe.errors import WriteError
 from featpipe.heads import HEADS, Head, load_head, persistence, save_head
 from featpipe.heads.rowfile import is_rows_file
@@ -33,7 +34,9 @@ def head(seed: int = 0, dtype: str = "float16", kind: str = "knn") -> Head:
     if kind == "old":
         spec = replace(spec, solver=None, estimator=lambda p, _: scikit_learns(p["n_neighbors"]))
     pipeline = spec.fit(spec.default, X, y, 0)
-    return Head(spec.name, ("no", "yes"), pipeline, 1.5, card(6), spec.default, (20, 20))
+    return Head(
+        spec.name, ("no", "yes"), pipeline, Temperature(1.5), card(6), spec.default, (20, 20)
+    )
 
 
 def scikit_learns(k: int) -> KNeighborsClassifier:
@@ -352,7 +355,9 @@ def test_saving_and_loading_hold_no_copy_of_the_rows(tmp_path, monkeypatch) -> N
     X = np.random.default_rng(0).normal(size=(2000, 1280)).astype(np.float16)
     y = np.arange(2000) % 2
     pipeline = HEADS["knn"].fit({"n_neighbors": 3}, X, y, 0)
-    large = Head("knn", ("a", "b"), pipeline, 1.0, card(1280), {"n_neighbors": 3}, (1000, 1000))
+    large = Head(
+        "knn", ("a", "b"), pipeline, Temperature(1.0), card(1280), {"n_neighbors": 3}, (1000, 1000)
+    )
     save_head(head(), tmp_path / "first")  # whatever is imported late has been
     load_head(tmp_path / "first")
     tracemalloc.start()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from featpipe.calibration import Temperature
 from featpipe.errors import HeadError
 from featpipe.heads import HEADS, Head, load_head
 
@@ -31,7 +32,7 @@ def head(kind: str, n_classes: int = 3) -> Head:
         name=kind,
         classes=tuple("abcdefghij"[:n_classes]),
         pipeline=spec.pipeline(spec.default, 0).fit(X, y),
-        temperature=1.0,
+        calibrator=Temperature(1.0),
         backbone={"name": "tiny", "fingerprint": "f" * 32, "dimension": D},
         parameters=dict(spec.default),
         class_counts=tuple(int(n) for n in np.bincount(y)),
@@ -174,7 +175,7 @@ def test_heads_that_ask_other_numbers_of_neighbours_have_other_digests() -> None
         HEADS["knn"]
         .pipeline({"n_neighbors": 1}, 0)
         .fit(ten.pipeline[-1].rows_, ten.pipeline[-1].labels_),
-        ten.temperature,
+        ten.calibrator,
         ten.backbone,
         {"n_neighbors": 1},
         ten.class_counts,

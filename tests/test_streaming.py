@@ -195,6 +195,24 @@ def test_many_rows_have_a_part_before_all(store: EmbeddingStore, monkeypatch) ->
     assert judged[-1][1] == dict(head.parameters)
 
 
+@pytest.mark.parametrize("method", ["auto", "sigmoid", "none"])
+def test_the_rows_that_watch_serve_the_calibration(store: EmbeddingStore, method: str) -> None:
+    """Divided by units once more; the head does what the report says."""
+    head = fit(store, "svm", stream=True, cv=2, calibration=method)
+    found = head.report["calibration"]
+    assert found["method"] in {"auto": {"temperature", "sigmoid"}}.get(method, {method})
+    assert head.calibrator.method == found["method"].replace("none", "temperature")
+    assert found["after"]["log_loss"] == found["log_loss"][found["method"]]
+    if method == "none":
+        assert head.temperature == 1.0
+        assert found["after"] == found["before"]
+    elif method == "auto":
+        assert found["after"]["log_loss"] < found["before"]["log_loss"]
+    watching = head.report["tuning"][-1]
+    if found["method"] == "temperature":
+        assert found["after"]["log_loss"] == pytest.approx(watching["log_loss"], rel=0.1)
+
+
 def test_default_parameters_are_taken_as_they_are(store: EmbeddingStore) -> None:
     """``tune=False`` fits all rows with the default C."""
     assert fit(store, stream=True, tune=False).parameters == {"C": 0.1}

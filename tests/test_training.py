@@ -345,6 +345,55 @@ def test_every_fit_is_reported(tmp_path: Path) -> None:
     ]
 
 
+def test_how_scores_become_probabilities_is_reported(demo: EmbeddingStore) -> None:
+    """The method, what it was compared with, and what it does to the calibration error."""
+    head = fit(demo, "centroid")
+    found = head.report["calibration"]
+    assert list(found) == ["method", "log_loss", "before", "after"]
+    assert found["method"] == head.calibrator.method == "temperature"
+    # 160 images are too few for isotonic maps.
+    assert list(found["log_loss"]) == ["temperature", "sigmoid"]
+    assert found["after"]["log_loss"] == found["log_loss"]["temperature"]
+    assert found["after"]["calibration_error"] < found["before"]["calibration_error"] / 4
+    assert list(found["after"]["reliability"]) == ["edges", "confidence", "accuracy", "share"]
+
+
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic", "none"])
+def test_probabilities_and_estimate_are_those_of_the_calibration_asked_for(
+    demo: EmbeddingStore, tmp_path: Path, method: str
+) -> None:
+    """Saved and read back; the accuracy counts the likeliest classes, whatever the scores say."""
+    head = fit(demo, "ridge", tune=False, calibration=method)
+    assert head.report["calibration"]["method"] == method
+    again = load_head(head.save(tmp_path / "head"))
+    test = demo.splits == "test"
+    p = again.predict_proba(demo.X[test])
+    assert p.tobytes() == head.predict_proba(demo.X[test]).tobytes()
+    right = again.classes_[p.argmax(axis=1)] == demo.labels()[test]
+    assert head.metrics["accuracy"] == pytest.approx(right.mean())
+    assert (again.predict(demo.X[test]) == again.classes_[p.argmax(axis=1)]).all()
+    own = p[np.arange(len(p)), [again.classes.index(name) for name in demo.labels()[test]]]
+    assert head.metrics["log_loss"] == pytest.approx(-np.log(own).mean())
+
+
+def test_a_nested_estimate_is_of_the_calibration_asked_for(tmp_path: Path) -> None:
+    """Raw scores of a ridge classifier are small: its probabilities say less than they could."""
+    X, labels = two()
+    store = make_store(tmp_path / "s", X, labels)
+    losses = {
+        method: fit(store, "ridge", cv=3, calibration=method).metrics["log_loss"]
+        for method in ("none", "temperature")
+    }
+    assert losses["temperature"] < losses["none"] / 2
+
+
+def test_an_unknown_calibration_is_named_with_those_there_are(demo: EmbeddingStore) -> None:
+    """Before anything is read."""
+    assert refused(demo, HeadError, calibration="platt\n") == (
+        "there is no calibration 'platt\\\\n': there are auto, temperature, sigmoid, isotonic, none"
+    )
+
+
 def test_the_report_survives_saving(demo: EmbeddingStore, tmp_path: Path) -> None:
     """What was measured is in head.json as plain values."""
     head = fit(demo, "centroid")

@@ -47,6 +47,13 @@ _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
     "[default: as memory allows]",
 )
 @click.option(
+    "--calibration",
+    type=click.Choice(("auto", "temperature", "sigmoid", "isotonic", "none")),
+    default="auto",
+    show_default=True,
+    help="How scores become probabilities; auto compares the first three on held-out scores.",
+)
+@click.option(
     "--check/--no-check",
     default=True,
     help="Look for copies among the images, and for differences between the splits. "
@@ -74,6 +81,7 @@ def fit(
     no_tune: bool,
     seed: int,
     stream: bool | None,
+    calibration: str,
     check: bool,
     baselines: bool | None,
     report: Path | None,
@@ -97,7 +105,7 @@ def fit(
         opened = EmbeddingStore.open(store)
     path = output if output is not None else default_head(opened, name)
     check_head_folder(path)
-    options = FitOptions(target, cv, not no_tune, seed, stream, check, baselines)
+    options = FitOptions(target, cv, not no_tune, seed, stream, calibration, check, baselines)
     with progress_display("fits") as progress:
         trained = train(opened, name, options, progress=progress)
     head = trained.head
@@ -150,6 +158,7 @@ def fit_text(head: Head) -> str:
     what = f"{head.name} on {printable(str(head.backbone['name']))}: {len(head.classes)} classes"
     lines = [
         ", ".join(filter(None, (what, f"{sum(head.class_counts)} training images", chosen))),
+        _probabilities(head),
         f"estimate: {estimate['method']}",
         "",
         metrics_table(estimate),
@@ -176,6 +185,24 @@ def _baselines(found: dict[str, Any]) -> list[str]:
         accuracy = f"{100 * baseline['accuracy']:.1f} %"
         lines.append(f"{baseline['name']:<22}{accuracy:>8}   {low:.1f} % to {high:.1f} %")
     return [*lines, found["words"]]
+
+
+def _probabilities(head: Head) -> str:
+    """Say how scores become probabilities, and what that does to the calibration error."""
+    found = head.report["calibration"]
+    before, after = (100 * found[when]["calibration_error"] for when in ("before", "after"))
+    if found["method"] == "none":
+        return f"probabilities: not calibrated (calibration error {before:.1f} %, out of fold)"
+    of = len(found["log_loss"])
+    what = (
+        f"temperature {head.temperature:.3g}"
+        if found["method"] == "temperature"
+        else (found["method"])
+    )
+    return (
+        f"probabilities: {what}{f' of {of} methods' if of > 1 else ''} (calibration error "
+        f"{before:.1f} % before, {after:.1f} % after, out of fold)"
+    )
 
 
 @click.command(context_settings=_HELP)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 
-from featpipe.calibration import to_probabilities
+from featpipe.calibration import Calibrator, Temperature
 from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_digest, arrays_of
 from featpipe.heads.neighbours import CosineNeighbours
@@ -34,7 +34,7 @@ class Head:
         Labels, sorted; columns of `predict_proba`.
     pipeline : Pipeline
         Fitted scikit-learn pipeline on classes 0 … K-1.
-    temperature : float
+    calibrator : Calibrator
         Turns scores into calibrated probabilities; see `featpipe.calibration`.
     backbone : mapping
         Card of the backbone that the vectors come from.
@@ -49,7 +49,7 @@ class Head:
     name: str
     classes: tuple[str, ...]
     pipeline: Pipeline
-    temperature: float
+    calibrator: Calibrator
     backbone: Mapping[str, Any]
     parameters: Mapping[str, Any]
     class_counts: tuple[int, ...]
@@ -72,6 +72,11 @@ class Head:
         return str(self.backbone["fingerprint"])
 
     @property
+    def temperature(self) -> float:
+        """What scores are divided by before the calibrator does the rest, if there is a rest."""
+        return self.calibrator.temperature
+
+    @property
     def dimension(self) -> int:
         """Length of the vectors that the head reads."""
         return int(self.backbone["dimension"])
@@ -91,6 +96,9 @@ class Head:
             f"{self.name}\n{parameters!r}\n{self.temperature!r}\n{self.fingerprint}\n"
             f"{self.classes!r}"
         )
+        if not isinstance(self.calibrator, Temperature):
+            # Heads that have but a temperature keep the digest that they had before there was more.
+            identity += f"\n{self.calibrator.to_json()!r}"
         if isinstance(self.pipeline[-1], CosineNeighbours):
             identity += f"\n{self.pipeline[-1].rows_digest()}"
         return arrays_digest(arrays_of(self.pipeline), identity)
@@ -128,10 +136,13 @@ class Head:
                 f"vector {bad[0]} holds NaN or infinity: no label can be given for it; "
                 "embed the image again"
             )
-        return to_probabilities(class_scores(self.pipeline, vectors), self.temperature)
+        return self.calibrator.probabilities(class_scores(self.pipeline, vectors))
 
     def predict(self, X: ArrayLike) -> NDArray[np.object_]:  # noqa: N803
-        """Return the likeliest label of each vector, (n,); raises as `predict_proba`."""
+        """Return the likeliest label of each vector, (n,); raises as `predict_proba`.
+
+        Of equally likely ones the first.
+        """
         labels: NDArray[np.object_] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
 

@@ -39,6 +39,7 @@ from featpipe._files import (
     write_error,
     write_json,
 )
+from featpipe.calibration import Temperature
 from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_of, arrays_table
 from featpipe.heads.head import Head
@@ -129,12 +130,13 @@ def _refuse_strangers(folder: Path) -> None:
 def _record(head: Head, model: bytes, rows: RowsEntry | None) -> dict[str, Any]:
     return {
         "kind": KIND,
-        "format": 1 if rows is None else FORMAT,
+        "format": _format(head, rows),
         "head": head.name,
         "classes": list(head.classes),
         "class_counts": list(head.class_counts),
         "parameters": dict(head.parameters),
         "temperature": head.temperature,
+        **_calibration(head),
         "backbone": dict(head.backbone),
         "model": {
             "bytes": len(model),
@@ -150,6 +152,18 @@ def _record(head: Head, model: bytes, rows: RowsEntry | None) -> dict[str, Any]:
             **{name: version(name) for name in ("scikit-learn", "numpy", "skops")},
         },
     }
+
+
+def _format(head: Head, rows: RowsEntry | None) -> int:
+    """Return the lowest that has all of the head: a former featpipe reads what it can."""
+    if not isinstance(head.calibrator, Temperature):
+        return FORMAT
+    return 1 if rows is None else 2
+
+
+def _calibration(head: Head) -> dict[str, Any]:
+    simple = isinstance(head.calibrator, Temperature)
+    return {} if simple else {"calibration": head.calibrator.to_json()}
 
 
 def load_head(path: str | os.PathLike[str]) -> Head:
@@ -177,7 +191,7 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         name=record.head,
         classes=record.classes,
         pipeline=pipeline,
-        temperature=record.temperature,
+        calibrator=record.calibrator,
         backbone=record.backbone,
         parameters=record.parameters,
         class_counts=record.class_counts,

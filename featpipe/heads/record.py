@@ -11,12 +11,14 @@ from typing import Any, Self
 
 from featpipe import __version__
 from featpipe._files import printable, read_json
+from featpipe.calibration import Calibrator, Temperature, read_calibrator
 from featpipe.errors import HeadError
 from featpipe.heads.registry import HEADS
 
 KIND = "featpipe.head"
-FORMAT = 2
-"""1 where all is in the model file, so that a former featpipe reads it, too."""
+FORMAT = 3
+"""3 where a temperature is not all of the calibration, 2 where rows have a file of their own, else
+1: what needs no more is written so that a former featpipe reads it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Record:
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
     parameters: Mapping[str, Any]
-    temperature: float
+    calibrator: Calibrator
     backbone: Mapping[str, Any]
     n_bytes: int
     digest: str
@@ -109,7 +111,7 @@ def read_record(path: Path) -> Record:
         classes=tuple(value["classes"]),
         class_counts=tuple(value["class_counts"]),
         parameters=value["parameters"],
-        temperature=float(value["temperature"]),
+        calibrator=_calibrator(path, value),
         backbone=value["backbone"],
         n_bytes=model["bytes"],
         digest=model["digest"],
@@ -118,6 +120,16 @@ def read_record(path: Path) -> Record:
         report=value["report"],
         rows=RowsEntry.read(value["rows"]) if "rows" in value else None,
     )
+
+
+def _calibrator(path: Path, value: Mapping[str, Any]) -> Calibrator:
+    temperature = float(value["temperature"])
+    if "calibration" not in value:
+        return Temperature(temperature)
+    found = read_calibrator(value["calibration"], len(value["classes"]))
+    if found is None or value["format"] < FORMAT or found.temperature != temperature:
+        raise damaged(path, "its field 'calibration' is missing or amiss")
+    return found
 
 
 def _is_positive(value: Any) -> bool:

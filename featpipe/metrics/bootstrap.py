@@ -1,4 +1,4 @@
-"""Bootstrap intervals: the same figures on many resamples of the rows, or of their groups.
+"""Bootstrap variances: the same figures on many resamples of the rows, or of their groups.
 
 A resample is a vector of counts, so every figure is a product of the counts with something
 that is computed once: no row is copied, no metric is called a thousand times.
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+
+from featpipe.metrics.intervals import Pair, rare, reflected, wilson, with_claim
 
 N_RESAMPLES = 1000
 _AT_ONCE = 2**24
@@ -30,6 +32,8 @@ class Terms:
     true, predicted : ndarray of int, (n,)
     loss : ndarray of float, (n,)
         Negative log-likelihood.
+    claimed : ndarray of float, (n,)
+        Its variance, if the true class were drawn from the probabilities.
     bins : ndarray of int, (n,)
         Calibration bin of the top probability; ``gap`` is that probability minus 1 where the
         label is right.
@@ -41,6 +45,7 @@ class Terms:
     predicted: Ints
     n_classes: int
     loss: Floats
+    claimed: Floats
     bins: Ints
     n_bins: int
     gap: Floats
@@ -77,34 +82,55 @@ def confidence_intervals(
     groups: NDArray[Any] | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Return the 95 % percentile interval of every figure.
+) -> dict[str, Pair]:
+    """Return the 95 % interval of every figure.
 
     Rows are drawn with replacement, or whole groups of them where ``groups`` (n,) is given:
-    rows of one patient are not independent.
+    rows of one patient are not independent. The variance of the resamples is that of the
+    figure; `featpipe.metrics.intervals` has the interval that follows.
 
     References
     ----------
-    Efron, Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8 and 13. Where all
-    resamples agree on 0 or 1: Clopper, Pearson 1934, "The Use of Confidence or Fiducial
-    Limits", Biometrika 26, with the units as trials.
+    Efron, Tibshirani 1993, "An Introduction to the Bootstrap", chapters 6 and 8. Where a share
+    is 0 or 1: Clopper, Pearson 1934, "The Use of Confidence or Fiducial Limits", Biometrika 26,
+    with the units as trials.
     """
-    rng = np.random.default_rng(seed)
     n = len(terms.true)
     member = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     n_units = int(member.max()) + 1
-    block = max(1, min(n_resamples, _AT_ONCE // max(n, 1)))
+    drawn = _drawn(terms, member, n_units, n_resamples, seed)
+    # Resamples vary by (units - 1) / units of what samples do.
+    scale = n_units / max(n_units - 1, 1)
+    # Of units of many sizes the large ones decide (Kish 1965, "Survey Sampling", section 11.7).
+    worth = n**2 / float(np.square(np.bincount(member)).sum())
+    furthest, least = _furthest(terms.true, member), _least(terms)
+    intervals = {}
+    for name, value in terms.figures(np.ones((1, n))).items():
+        figure, variance = float(value[0]), scale * float(drawn[name].var())
+        if name == "calibration_error":
+            intervals[name] = reflected(figure, drawn[name])
+        elif name == "log_loss":
+            claimed = float(terms.claimed.sum()) / n**2
+            intervals[name] = rare(figure, with_claim(variance, claimed, worth), worth)
+        else:
+            variance = max(variance, least[name])
+            intervals[name] = _share(figure, variance, worth, furthest[name])
+    return intervals
+
+
+def _drawn(
+    terms: Terms, member: Ints, n_units: int, n_resamples: int, seed: int
+) -> dict[str, Floats]:
+    """Return every figure of every resample."""
+    rng = np.random.default_rng(seed)
+    block = max(1, min(n_resamples, _AT_ONCE // max(len(member), 1)))
     drawn: dict[str, list[Floats]] = {}
     for start in range(0, n_resamples, block):
         rows = min(block, n_resamples - start)
         units = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=rows)
         for name, values in terms.figures(units[:, member].astype(np.float64)).items():
             drawn.setdefault(name, []).append(values)
-    furthest = _furthest(terms.true, member)
-    return {
-        name: _interval(np.concatenate(values), furthest.get(name))
-        for name, values in drawn.items()
-    }
+    return {name: np.concatenate(values) for name, values in drawn.items()}
 
 
 def _furthest(true: Ints, member: Ints) -> dict[str, float]:
@@ -123,22 +149,41 @@ def _furthest(true: Ints, member: Ints) -> dict[str, float]:
     }
 
 
-def _interval(values: Floats, furthest: float | None) -> tuple[float, float]:
-    """Return the percentile interval, or the exact one where no resample differs.
+def _least(terms: Terms) -> dict[str, float]:
+    """Return the variance that every share has at least, whatever the resamples say.
+
+    That of independent rows. A class of few rows that are all right adds nothing to the
+    resamples' variance, so that half a right row and half a wrong one are counted with those of
+    every class (Jeffreys's prior).
+    """
+    n = len(terms.true)
+    correct = terms.predicted == terms.true
+    support = np.bincount(terms.true)
+    hits = np.bincount(terms.true[correct], minlength=len(support))[support > 0]
+    support = support[support > 0]
+    recall = (hits + 0.5) / (support + 1)
+    by_class = float(np.sum(recall * (1 - recall) / support)) / len(support) ** 2
+    return {
+        "accuracy": float(correct.var()) / n,
+        "top5_accuracy": 0.0 if terms.top5 is None else float(terms.top5.var()) / n,
+        "balanced_accuracy": by_class,
+        "macro_f1": by_class,
+    }
+
+
+def _share(figure: float, variance: float, n_units: float, furthest: float) -> Pair:
+    """Return Wilson's interval, or the exact one where all is right, or all wrong.
 
     A head that is right about every image is right about every resample of them, too: the
     bootstrap then claims certainty, the exact binomial interval does not.
     """
-    low, high = (float(q) for q in np.quantile(values, (0.025, 0.975)))
-    if furthest is None:
-        return low, high
-    if values.min() == values.max() == 1.0:
+    if figure == 1.0:
         return furthest, 1.0
-    if values.min() == values.max() == 0.0:
+    if figure == 0.0:
         return 0.0, 1.0 - furthest
     if furthest <= _ONE_UNIT:
         return 0.0, 1.0  # one group says nothing of others
-    return low, high
+    return wilson(figure, variance, n_units)
 
 
 def _spread(values: Floats, columns: Ints, n_columns: int) -> csr_array:

@@ -50,7 +50,7 @@ class Metrics:
     majority : tuple of (str, float)
         The class that the training rows hold most of, and the accuracy of always saying it.
     intervals : dict
-        95 % bootstrap interval of each figure.
+        95 % interval of each figure, from a bootstrap's variance.
     """
 
     n_samples: int
@@ -116,7 +116,7 @@ def compute_metrics(
     ----------
     Naeini, Cooper, Hauskrecht 2015, "Obtaining Well Calibrated Probabilities Using Bayesian
     Binning", AAAI, equation 3 (expected calibration error). Efron, Tibshirani 1993, "An
-    Introduction to the Bootstrap", chapter 13 (percentile interval).
+    Introduction to the Bootstrap", chapter 6 (variances).
     """
     blocks = [(y, probabilities)]
     return metrics_of_blocks(blocks, classes, majority=majority, groups=groups, seed=seed)
@@ -195,7 +195,8 @@ def _binned(y: Ints, probabilities: Floats, n_bins: int) -> tuple[Ints, Floats, 
 
 def _terms(y: Ints, probabilities: Floats, n_classes: int) -> Terms:
     bins, top, correct = _binned(y, probabilities, N_BINS)
-    own = np.clip(probabilities[np.arange(len(y)), y], _SMALLEST, 1.0)
+    losses = -np.log(np.clip(probabilities, _SMALLEST, 1.0))
+    mean = (probabilities * losses).sum(axis=1)
     top5 = None
     if n_classes > 5:
         # Of equal probabilities the earlier class counts as the higher, as in `argmax`.
@@ -205,7 +206,8 @@ def _terms(y: Ints, probabilities: Floats, n_classes: int) -> Terms:
         true=y,
         predicted=probabilities.argmax(axis=1),
         n_classes=n_classes,
-        loss=-np.log(own),
+        loss=losses[np.arange(len(y)), y],
+        claimed=(probabilities * (losses - mean[:, None]) ** 2).sum(axis=1),
         bins=bins,
         n_bins=N_BINS,
         gap=top - correct,
@@ -222,7 +224,7 @@ def _joined(parts: Sequence[Terms]) -> Terms:
 
     return replace(
         parts[0],
-        **{name: column(name) for name in ("true", "predicted", "loss", "bins", "gap")},
+        **{name: column(name) for name in ("true", "predicted", "loss", "claimed", "bins", "gap")},
         top5=None if parts[0].top5 is None else column("top5"),
     )
 

@@ -1,5 +1,6 @@
 """Folds that keep together what belongs together, tuning, nested estimates; fits in passes."""
 
+from featpipe.model_selection.calibrating import METHODS, calibrate
 from featpipe.model_selection.capacity import said, streams
 from featpipe.model_selection.folds import Fold, make_folds, units_of
 from featpipe.model_selection.streaming import fit_streamed
@@ -12,9 +13,11 @@ from featpipe.model_selection.tuning import (
 )
 
 __all__ = [
+    "METHODS",
     "Fitted",
     "Fold",
     "OnFit",
+    "calibrate",
     "fit_streamed",
     "fit_tuned",
     "make_folds",

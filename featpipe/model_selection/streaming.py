@@ -9,7 +9,7 @@ begins at the minimum of the one before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,11 +18,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featpipe._threads import Threads, threads
-from featpipe.calibration import as_columns
+from featpipe.calibration import Temperature, as_columns
 from featpipe.errors import LabelError
 from featpipe.heads import HeadSpec
 from featpipe.heads.linear import LossSolver, put_weights
-from featpipe.model_selection.folds import Ints, make_folds
+from featpipe.model_selection.calibrating import calibrate, unit_folds
+from featpipe.model_selection.folds import Fold, Ints, make_folds
 from featpipe.model_selection.holdout import draw
 from featpipe.model_selection.tuning import (
     Candidate,
@@ -112,6 +113,7 @@ def fit_streamed(
     estimate: bool,
     tune: bool = True,
     seed: int = 0,
+    calibration: str | None = None,
     on_fit: OnFit | None = None,
     on_pass: OnPass | None = None,
 ) -> Streamed:
@@ -130,6 +132,8 @@ def fit_streamed(
         Whether rows are kept for an estimate.
     tune : bool
         False fits with the default C.
+    calibration : str, optional
+        As for `fit_tuned`; chosen on the rows that watch the passes, divided by their units.
 
     Raises
     ------
@@ -145,6 +149,9 @@ def fit_streamed(
     with quiet_and_single(), threads() as pool:
         passes = _Passes(spec, X, y, cut, rows, chosen, pool, on_pass or (lambda *_: None))
         fitted = passes.go(seed, tune=tune)
+        if calibration is not None:
+            held = X.reading_order(cut.held)
+            fitted = passes.calibrated(fitted, unit_folds(units[held], n_splits, seed), calibration)
     learnt = np.union1d(cut.fit, cut.held)
     return Streamed(fitted, learnt, cut.measured, len(folds), passes.note())
 
@@ -219,6 +226,7 @@ class _Passes:
         self._loss = spec.fast.loss(int(y.max()) + 1)
         self._evaluations, self._rows_read, self._settled = 0, 0, False
         self._table: list[Mapping[str, Any]] = []
+        self._last: Candidate | None = None
         self._scaler = self._fitted_scaler(rows)
         self._scale = scaling(self._scaler)
         self._sample = self._scale(rows)
@@ -243,7 +251,16 @@ class _Passes:
         pipeline.steps[0] = (pipeline.steps[0][0], self._scaler)
         W = W.astype(np.float64)  # noqa: N806
         put_weights(pipeline[-1], W[:-1], W[-1], self._evaluations)
-        return Fitted(pipeline, judged.temperature, parameters, (*chosen.table, *self._table))
+        self._last = judged
+        table = (*chosen.table, *self._table)
+        return Fitted(pipeline, Temperature(judged.temperature), parameters, table)
+
+    def calibrated(self, fitted: Fitted, folds: Sequence[Fold], method: str) -> Fitted:
+        """Return a head with the calibrator that is chosen on the rows that are held out."""
+        assert self._last is not None
+        assert self._last.scores is not None
+        found = calibrate(self._last.scores, self._y_held, folds, method)
+        return replace(fitted, calibrator=found.calibrator, calibration=found.report)
 
     def note(self) -> str:
         """Say how it went."""

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,9 +16,10 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from featpipe._threads import Threads, threads
-from featpipe.calibration import fit_temperature, log_losses, to_probabilities
+from featpipe.calibration import Calibrator, Temperature, fit_temperature, log_losses
 from featpipe.heads import HeadSpec
 from featpipe.heads.registry import class_scores
+from featpipe.model_selection.calibrating import calibrate
 from featpipe.model_selection.folds import Fold, Ints, make_folds
 
 Floats = NDArray[np.float64]
@@ -34,17 +35,20 @@ class Fitted:
     ----------
     pipeline : Pipeline
         Fitted on all rows.
-    temperature : float
+    calibrator : Calibrator
         Fitted on held-out scores.
     parameters : mapping
     table : tuple of mappings
-        For each set of parameters: held-out accuracy and log loss.
+        For each set of parameters: held-out accuracy and log loss, with a temperature.
+    calibration : mapping
+        How the calibrator was chosen, and what it does; empty where none was asked for.
     """
 
     pipeline: Pipeline
-    temperature: float
+    calibrator: Calibrator
     parameters: Mapping[str, Any]
     table: tuple[Mapping[str, Any], ...]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fit_tuned(
@@ -55,6 +59,7 @@ def fit_tuned(
     *,
     tune: bool = True,
     seed: int = 0,
+    calibration: str | None = None,
     on_fit: OnFit | None = None,
 ) -> Fitted:
     """Choose parameters by the log loss of held-out, calibrated scores; fit on all rows.
@@ -71,6 +76,9 @@ def fit_tuned(
     folds : sequence of (fit, held out)
     tune : bool
         False fits the default parameters alone; the folds then serve the temperature.
+    calibration : str, optional
+        How held-out scores of the chosen parameters become probabilities: one of
+        `featpipe.model_selection.calibrating.METHODS`. Without it the temperature is kept.
     """
     if tune:
         grid = [parameters for parameters in spec.grid if _feasible(parameters, folds)]
@@ -81,13 +89,17 @@ def fit_tuned(
             candidates = _each_alone(spec, X, y, folds, grid, seed, pool, on_fit)
         else:
             candidates = _along_the_grid(spec, X, y, folds, grid, pool, on_fit)
-        best = min(candidates, key=lambda candidate: candidate.loss)
+        best = _best(candidates)
         pipeline = spec.fit(best.parameters, X, y, seed, pool)
     table = tuple(
         {"parameters": dict(c.parameters), "accuracy": c.accuracy, "log_loss": c.loss}
         for c in candidates
     )
-    return Fitted(pipeline, best.temperature, best.parameters, table)
+    if calibration is None:
+        return Fitted(pipeline, Temperature(best.temperature), best.parameters, table)
+    assert best.scores is not None
+    chosen = calibrate(best.scores, y, folds, calibration)
+    return Fitted(pipeline, chosen.calibrator, best.parameters, table, chosen.report)
 
 
 def nested_probabilities(
@@ -100,9 +112,12 @@ def nested_probabilities(
     classes: Sequence[str],
     tune: bool = True,
     seed: int = 0,
+    calibration: str | None = None,
     on_fit: OnFit | None = None,
 ) -> Floats:
     """Return held-out probabilities, (n, K), of heads that were tuned without the row's fold.
+
+    The calibrator is chosen without it, too, where ``calibration`` asks for a choice.
 
     References
     ----------
@@ -115,13 +130,16 @@ def nested_probabilities(
         When a class has fewer than three units: one to hold out, two to tune on.
     """
     outer = make_folds(y, units, n_splits, seed, classes, least=2)
+    # The temperature that tuning has found anyway is not measured here.
+    chosen_by = None if calibration == "temperature" else calibration
+    options: dict[str, Any] = {"tune": tune, "seed": seed, "calibration": chosen_by}
     probabilities = np.zeros((len(y), len(classes)))
     for number, (fit, held) in enumerate(outer):
         inner = make_folds(y[fit], units[fit], n_splits, seed, classes)
         report = _shifted(on_fit, number, len(outer))
-        fitted = fit_tuned(spec, X[fit], y[fit], inner, tune=tune, seed=seed, on_fit=report)
+        fitted = fit_tuned(spec, X[fit], y[fit], inner, on_fit=report, **options)
         scores = class_scores(fitted.pipeline, X[held])
-        probabilities[held] = to_probabilities(scores, fitted.temperature)
+        probabilities[held] = fitted.calibrator.probabilities(scores)
     return probabilities
 
 
@@ -149,12 +167,16 @@ def _fewest(folds: Sequence[Fold]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A set of parameters, and how it did on rows that were held out."""
+    """A set of parameters, and how it did on rows that were held out.
+
+    The scores themselves, (n, K), are kept of the best one alone.
+    """
 
     parameters: Mapping[str, Any]
     temperature: float
     losses: Floats
     accuracy: float
+    scores: Floats | None = None
 
     @property
     def loss(self) -> float:
@@ -166,7 +188,17 @@ class Candidate:
         """Give scores their own temperature, and measure them."""
         temperature = fit_temperature(scores, y)
         losses = log_losses(scores, y, temperature)
-        return cls(parameters, temperature, losses, float(np.mean(scores.argmax(axis=1) == y)))
+        accuracy = float(np.mean(scores.argmax(axis=1) == y))
+        return cls(parameters, temperature, losses, accuracy, scores)
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    return min(candidates, key=lambda candidate: candidate.loss)
+
+
+def _lightened(candidates: Sequence[Candidate]) -> list[Candidate]:
+    best = _best(candidates)
+    return [c if c is best or c.scores is None else replace(c, scores=None) for c in candidates]
 
 
 def _each_alone(
@@ -218,7 +250,7 @@ def _along_the_grid(
     path = solver.path(spec.scaler(), X, y, folds, grid, pool)
     # The solver, too, may see that the rest of a grid changes nothing.
     for parameters, scores in zip(grid, path, strict=False):
-        candidates.append(Candidate.judged(parameters, scores, y))
+        candidates = _lightened([*candidates, Candidate.judged(parameters, scores, y)])
         for done in range(len(folds)):
             report((len(candidates) - 1) * len(folds) + done + 1, total)
         if solver.rising and _has_risen(candidates):

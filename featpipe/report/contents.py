@@ -237,6 +237,7 @@ class _Gathering:
             cv=self._folds,
             tune=len(head.report.get("tuning", ())) != 1,
             seed=self._seed,
+            calibration=_asked(head),
             on_fit=self._tell("estimating"),
         )
 
@@ -374,6 +375,12 @@ class _Gathering:
         if callback is None:
             return None
         return lambda done, total: callback(Progress(done, total, stage=stage))
+
+
+def _asked(head: Head) -> str:
+    """Return the calibration that `fit` was asked for: auto is what compares several."""
+    found = head.report.get("calibration", {})
+    return str(found.get("method", "temperature")) if len(found.get("log_loss", ())) < 2 else "auto"
 
 
 def _named(found: Any, rows: Ints, y: Ints, classes: tuple[str, ...]) -> Iterator[Suspect]:

@@ -7,7 +7,8 @@ label never changes: the likeliest class is the one with the highest score.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,33 @@ Floats = NDArray[np.float64]
 _LOG_RANGE = (-12.0, 12.0)
 _STEPS, _NEAR = 100, 1e-6
 _LARGE, _BLOCK = 2**20, 2**18
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Probabilities are ``softmax(scores / temperature)``.
+
+    Attributes
+    ----------
+    temperature : float
+        Above 0; 1 leaves the scores as they are.
+    """
+
+    temperature: float
+
+    method: ClassVar[str] = "temperature"
+
+    def probabilities(self, scores: Floats) -> Floats:
+        """Return (n, K) float64 for scores (n, K); rows sum to 1.
+
+        >>> Temperature(2.0).probabilities(np.array([[0.0, 2 * np.log(3)]]))
+        array([[0.25, 0.75]])
+        """
+        return to_probabilities(scores, self.temperature)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `featpipe.calibration.read_calibrator` turns them back."""
+        return {"method": self.method, "temperature": self.temperature}
 
 
 def as_columns(scores: NDArray[np.floating]) -> Floats:

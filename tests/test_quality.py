@@ -601,10 +601,9 @@ def test_evaluate_finds_copies_of_training_images(
     found = evaluate(head, store)
     n = found.metrics.n_samples
     assert found.notes == (
-        f"the head was fitted on 1 of these {n} images: the figures without them stand beside "
-        "these",
+        f"the head was fitted on 1 of these {n} images: the figures are too good",
         f"2 of these {n} images are resized or re-encoded copies of images that the head was "
-        "fitted on: the figures without them stand beside these",
+        "fitted on: the figures are too good",
     )
     assert found.rest is not None
     assert found.rest.n_samples == n - 3

@@ -45,7 +45,7 @@ class Leaks:
                 "new ones is what `featpipe fit` printed"
             )
             return
-        beside = "the figures without them stand beside these"
+        beside = "the figures are too good"
         if equal:
             yield f"the head was fitted on {equal} of these {n} images: {beside}"
         if copied:

@@ -59,6 +59,16 @@ def test_scores_of_a_stranger_shape_get_isotonic_maps_where_rows_are_many() -> N
     assert list(calibrate(scores, y, folds).report["log_loss"]) == ["temperature", "sigmoid"]
 
 
+def test_of_very_many_scores_a_temperature_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice must not take longer than the fit; what is asked for by name is done."""
+    scores, y, folds = two_classes(900, lambda s: expit(1.5 * s - 3))
+    monkeypatch.setattr("featpipe.model_selection.calibrating.MOST_SCORES", 1799)
+    assert list(calibrate(scores, y, folds).report["log_loss"]) == ["temperature"]
+    assert calibrate(scores, y, folds, "sigmoid").calibrator.method == "sigmoid"
+    monkeypatch.setattr("featpipe.model_selection.calibrating.MOST_SCORES", 1800)
+    assert calibrate(scores, y, folds).calibrator.method == "sigmoid"
+
+
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_what_is_asked_for_is_taken(method) -> None:
     """Without a comparison, however good another would be."""

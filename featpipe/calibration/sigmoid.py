@@ -12,8 +12,8 @@ from scipy.special import expit, softmax
 from featpipe.calibration.odds import Floats, Ints, log_odds, targets
 from featpipe.calibration.temperature import fit_temperature
 
-_STEPS, _HALVINGS, _NEAR = 100, 30, 1e-10
-_RIDGE = 1e-12
+_STEPS, _HALVINGS, _NEAR = 100, 30, 1e-9
+_RIDGE, _ROUNDING = 1e-12, 1e-13
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,8 @@ def _minima(x: Floats, target: Floats) -> tuple[Floats, Floats]:
     x = (x - centre) / spread
     share = target.mean(axis=0)
     flat = np.log(share / (1 - share))
-    slope, intercept = np.zeros_like(flat), flat.copy()
+    # A slope of 1 and no intercept are the temperature: the minimum is near.
+    slope, intercept = spread.copy(), centre.copy()
     loss = _loss(x, target, slope, intercept)
     for _ in range(_STEPS):
         step_slope, step_intercept = _step(x, target, slope, intercept)
@@ -103,11 +104,11 @@ def _minima(x: Floats, target: Floats) -> tuple[Floats, Floats]:
         size = np.ones_like(slope)
         for _ in range(_HALVINGS):
             new = _loss(x, target, slope + size * step_slope, intercept + size * step_intercept)
-            worse = new > loss
+            worse = new > loss + _ROUNDING
             if not worse.any():
                 break
             size[worse] /= 2
-        size[new > loss] = 0.0
+        size[new > loss + _ROUNDING] = 0.0
         slope, intercept = slope + size * step_slope, intercept + size * step_intercept
         gain, loss = loss - np.minimum(new, loss), np.minimum(new, loss)
         if (gain <= _NEAR * (1 + loss)).all():
@@ -119,7 +120,10 @@ def _minima(x: Floats, target: Floats) -> tuple[Floats, Floats]:
 
 def _loss(x: Floats, target: Floats, slope: Floats, intercept: Floats) -> Floats:
     margin = x * slope + intercept
-    losses: Floats = (np.logaddexp(0.0, margin) - target * margin).mean(axis=0)
+    # log(1 + exp(margin)), without the loop of `logaddexp` that is several times slower.
+    above = np.log1p(np.exp(-np.abs(margin))) + np.maximum(margin, 0.0)
+    above -= target * margin
+    losses: Floats = above.mean(axis=0)
     return losses
 
 

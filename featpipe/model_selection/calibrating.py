@@ -31,6 +31,8 @@ METHODS = ("auto", "temperature", "sigmoid", "isotonic", "none")
 """What may be asked for."""
 ISOTONIC_ROWS = 500
 """Held-out rows of every class that isotonic maps are tried with: with fewer they overfit."""
+MOST_SCORES = 2**22
+"""Held-out scores that others than a temperature are tried with, rows times classes: 32 MiB."""
 _SMALLEST = float(np.finfo(np.float64).eps)
 
 _FITS: Mapping[str, Callable[[Floats, Ints], Calibrator]] = {
@@ -64,7 +66,8 @@ def calibrate(scores: Floats, y: Ints, folds: Sequence[Fold], method: str = "aut
 
     A temperature is taken unless sigmoids are better by more than one standard error of the
     difference, row by row; isotonic maps have to beat in this way what was taken before them, and
-    are tried where every class has 500 rows.
+    are tried where every class has 500 rows. With more than 4,194,304 scores, rows times classes,
+    the temperature is taken without a comparison.
 
     Parameters
     ----------
@@ -83,7 +86,8 @@ def calibrate(scores: Floats, y: Ints, folds: Sequence[Fold], method: str = "aut
     (the simplest within one standard error). Guo et al. 2017, "On Calibration of Modern Neural
     Networks", sections 2 and 4.
     """
-    found = {name: _held_out(_FITS[name], scores, y, folds) for name in _considered(y, method)}
+    considered = _considered(scores, y, method)
+    found = {name: _held_out(_FITS[name], scores, y, folds) for name in considered}
     losses = {name: row_losses(p, y) for name, p in found.items()}
     chosen = _simplest(losses)
     report = {
@@ -95,9 +99,11 @@ def calibrate(scores: Floats, y: Ints, folds: Sequence[Fold], method: str = "aut
     return Calibration(_FITS[chosen](scores, y), report)
 
 
-def _considered(y: Ints, method: str) -> list[str]:
+def _considered(scores: Floats, y: Ints, method: str) -> list[str]:
     if method != "auto":
         return [method]
+    if scores.size > MOST_SCORES:
+        return ["temperature"]
     enough = int(np.bincount(y).min()) >= ISOTONIC_ROWS
     return ["temperature", "sigmoid", *(["isotonic"] if enough else [])]
 

@@ -88,6 +88,12 @@ def test_the_page_says_what_fit_has_measured(hymenoptera: Path) -> None:
     assert "Nothing was found that would make these figures untrue." in page.text
     assert "Transfer leads by " in page.text
     assert head.report["baselines"]["words"][1:] in page.text
+    calibration = head.report["calibration"]
+    for when, name in (("before", "scores as they are"), ("after", calibration["method"])):
+        error = f"{100 * calibration[when]['calibration_error']:.1f} %"
+        assert re.search(
+            rf"{name}[^%]*{re.escape(error)} {calibration[when]['log_loss']:.3f}", page.text
+        )
     wrong = round(153 * (1 - head.metrics["accuracy"]))
     assert f"{wrong} of 153 images are wrong" in page.text
 

@@ -174,12 +174,13 @@ def heatmap(confusion: Ints, classes: Sequence[str]) -> Markup:
 
 def _axes(x_title: str, y_title: str, low: float = 0.0, *, x_ticks: bool = True) -> list[str]:
     parts = []
-    for t in _TICKS:
-        parts.append(_line(_x(0), _y(t), _x(1), _y(t), "grid"))
-        value = f"{100 * (low + t * (1 - low)):.0f} %"
-        parts.append(_text(_LEFT - 8, _y(t) + 5, value, "name"))
-        if x_ticks:
-            parts.append(_text(_x(t), _HEIGHT - 28, f"{100 * t:.0f} %", "tick"))
+    step = 0.25 if low == 0 else 0.2 if low < 0.4 else 0.1 if low < 0.8 else 0.05
+    for value in np.arange(1.0, low - 1e-6, -step):
+        y = _y((value - low) / (1 - low))
+        parts.append(_line(_x(0), y, _x(1), y, "grid"))
+        parts.append(_text(_LEFT - 8, y + 5, f"{100 * value:.0f} %", "name"))
+    if x_ticks:
+        parts += [_text(_x(t), _HEIGHT - 28, f"{100 * t:.0f} %", "tick") for t in _TICKS]
     parts.append(_text((_x(0) + _x(1)) / 2, _HEIGHT - 8, x_title, "tick"))
     middle = (_y(0) + _y(1)) / 2
     parts.append(

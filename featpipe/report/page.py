@@ -162,6 +162,7 @@ class _Page:
             "reliability": charts.reliability_chart(contents.y, contents.probabilities),
             "coverage": charts.coverage_chart(contents.y, contents.probabilities),
             "coverages": list(self._coverages()),
+            "calibration": head.report.get("calibration"),
             "mistakes": [self._mistake(mistake) for mistake in contents.mistakes],
             "n_mistakes": estimate["n_samples"]
             - int(np.trace(contents.estimate.metrics.confusion)),

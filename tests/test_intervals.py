@@ -14,7 +14,7 @@ from featpipe.metrics import compute_metrics
 from featpipe.metrics.intervals import critical, rare, reflected, wilson, with_claim
 
 MANY = 10**9
-NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 
 
 @given(n=st.integers(2, 3000), data=st.data())

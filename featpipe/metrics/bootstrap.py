@@ -17,6 +17,7 @@ from featpipe.metrics.intervals import Pair, rare, reflected, wilson, with_claim
 
 N_RESAMPLES = 1000
 _AT_ONCE = 2**24
+_CONSISTENT = 200
 _ONE_UNIT = 0.025
 
 Floats = NDArray[np.float64]
@@ -108,7 +109,9 @@ def confidence_intervals(
     for name, value in terms.figures(np.ones((1, n))).items():
         figure, variance = float(value[0]), scale * float(drawn[name].var())
         if name == "calibration_error":
-            intervals[name] = reflected(figure, drawn[name])
+            low, high = reflected(figure, drawn[name])
+            is_chance = figure <= _by_chance(terms, member, n_units, seed)
+            intervals[name] = (0.0 if is_chance else low), high
         elif name == "log_loss":
             claimed = float(terms.claimed.sum()) / n**2
             intervals[name] = rare(figure, with_claim(variance, claimed, worth), worth)
@@ -131,6 +134,30 @@ def _drawn(
         for name, values in terms.figures(units[:, member].astype(np.float64)).items():
             drawn.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in drawn.items()}
+
+
+def _by_chance(terms: Terms, member: Ints, n_units: int, seed: int) -> float:
+    """Return the calibration error that a calibrated classifier's rows reach, at 97.5 %.
+
+    Labels are right as often as their probabilities say, drawn anew; rows of a unit are drawn
+    together, so that no more is taken for an error than what units that are all alike leave.
+
+    References
+    ----------
+    Bröcker, Smith 2007, "Increasing the Reliability of Reliability Diagrams", Weather and
+    Forecasting 22, section 3 (consistency resampling).
+    """
+    rng = np.random.default_rng(seed)
+    n = len(member)
+    top = terms.gap + (terms.predicted == terms.true)
+    columns = _spread(np.ones(n), terms.bins, terms.n_bins)
+    block = max(1, min(_CONSISTENT, _AT_ONCE // max(n, 1)))
+    errors = []
+    for start in range(0, _CONSISTENT, block):
+        chance = rng.random((min(block, _CONSISTENT - start), n_units))[:, member]
+        gaps = (top - (chance < top)) @ columns
+        errors.append(np.abs(gaps).sum(axis=1) / n)
+    return float(np.quantile(np.concatenate(errors), 0.975))
 
 
 def _furthest(true: Ints, member: Ints) -> dict[str, float]:

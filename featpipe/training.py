@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ class _Learnt:
     fitted: Fitted
     rows: Ints
     n_folds: int
+    in_passes: bool = False
     held: Ints | None = None
 
 
@@ -122,7 +123,7 @@ def fit(
         ``report["quality"]`` and in the notes. The images are opened for it, once.
     baselines : bool, optional
         Whether the same head is measured without transfer, too: on raw pixels, and on the
-        vectors of a backbone with random weights, on at most 400 images of each side. It is
+        vectors of a backbone with random weights, on about 400 images of each side. It is
         in ``report["baselines"]``. The images are opened for it, once. Default: as ``check``.
     progress : callable, optional
         Called with a `Progress` after each fit, or each pass.
@@ -306,9 +307,8 @@ class _Training:
         self._notes.append(found.note)
         if estimate:
             self._say_unmeasured(rows, found.measured)
-        return _Learnt(
-            found.fitted, found.learnt, found.n_folds, found.measured if estimate else None
-        )
+        held = found.measured if estimate else None
+        return _Learnt(found.fitted, found.learnt, found.n_folds, in_passes=True, held=held)
 
     def _say_unmeasured(self, rows: Labelled, measured: Ints) -> None:
         lacking = np.setdiff1d(rows.y, rows.y[measured])
@@ -330,6 +330,7 @@ class _Training:
             "tuning": [dict(entry) for entry in found.fitted.table],
             "calibration": found.fitted.calibration,
             "folds": found.n_folds,
+            "options": {**asdict(self._options), "stream": found.in_passes},
             "seed": self._options.seed,
             "target": self._options.target,
             "notes": self._notes,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from onnx import numpy_helper
 from vectors import make_store
@@ -14,8 +16,11 @@ from vectors import make_store
 from featpipe import embed, load_backbone
 from featpipe.backbones.random_weights import randomise
 from featpipe.baselines import Baseline, Baselines
-from featpipe.baselines.features import RANDOM, RAW_PIXELS, features
+from featpipe.baselines.comparison import _Job
+from featpipe.baselines.features import RANDOM, RAW_PIXELS, _schema, features
 from featpipe.errors import BackboneError
+from featpipe.heads import head_spec
+from featpipe.splits import divide
 from featpipe.store import EmbeddingStore
 from featpipe.training import fit
 
@@ -216,3 +221,69 @@ def test_a_quantised_backbone_has_no_weights_to_draw(tmp_path: Path) -> None:
         "the backbone holds no weights as floating-point numbers, so none can be drawn anew"
     )
     assert not (tmp_path / "no.onnx").exists()
+
+
+def test_groups_are_drawn_whole_and_stay_in_one_fold(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many images some patients are drawn, enough of every class, with all of their images."""
+    monkeypatch.setattr("featpipe.baselines.comparison.MOST_IMAGES", 24)
+    lines = ["path,label,group"]
+    root = tmp_path / "many"
+    for label in ("living", "things"):
+        for number, path in enumerate(sorted((photos / label).glob("*.jpg"))[:3] * 8):
+            copy = root / label / f"{number}.jpg"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes() + bytes([number]))
+            lines.append(f"{copy},{label},{label}-{number // 4}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    store = embed(table, tiny_backbone, output=tmp_path / "store")
+    labels = store.labels()
+    job = _Job(head_spec("ridge"), store, divide(store, labels), None, None, 3, 0)
+    drawn, groups = set(job._learn.tolist()), store.groups
+    assert 24 <= len(drawn) < len(store)
+    for name in set(groups[sorted(drawn)]):
+        assert set(np.flatnonzero(groups == name)) <= drawn
+    found = fit(store, "ridge", cv=3, check=False, baselines=True).report["baselines"]
+    assert found["learnt_on"] == len(drawn)
+
+
+def test_a_split_that_is_gone_leaves_no_baseline(
+    photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Of its images none can be opened, of the others all: said, and no crash."""
+    root = tmp_path / "both"
+    shutil.copytree(photos, root / "train")
+    shutil.copytree(photos / "living", root / "val" / "living")
+    for path in (root / "val").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"other")
+    store = embed(root, tiny_backbone, output=tmp_path / "store")
+    shutil.rmtree(root / "val")
+    report = fit(store, "centroid", cv=2, check=False, baselines=True).report
+    assert report["baselines"] is None
+    assert report["notes"] == ["the baselines were not measured: the images cannot be opened again"]
+
+
+@pytest.mark.parametrize("width", [5, 3072])
+def test_a_file_that_holds_too_much_is_not_read(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, width: int
+) -> None:
+    """Of another width, or of very many rows that take little room: nothing of it is taken."""
+    store = embed(photos, tiny_backbone, output=tmp_path / "store")
+    rows = 60_000
+    keys = pa.array([bytes(16)] * rows, pa.binary(16))
+    values = pa.array(np.zeros(rows * width, np.float32))
+    kind = pa.list_(pa.field("element", pa.float32()), width)
+    table = pa.table(
+        [keys, pa.FixedSizeListArray.from_arrays(values, type=kind)],
+        schema=_schema(store, width),
+    )
+    file = store.path / "raw-pixels.parquet"
+    pq.write_table(table, file, compression="zstd")
+    del table, values
+    before = pa.total_allocated_bytes()
+    pa.default_memory_pool().release_unused()
+    assert len(features(store, np.arange(len(store)), RAW_PIXELS)) == len(store)
+    assert pa.total_allocated_bytes() - before < 2**24
+    assert pq.ParquetFile(file).metadata.num_rows == len(set(store.keys))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tracemalloc
 import warnings
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from sklearn import metrics as sk
 
 from featpipe.metrics import (
@@ -19,6 +20,7 @@ from featpipe.metrics import (
     mcnemar,
     paired_difference,
     reliability,
+    sign_flips,
 )
 from featpipe.metrics.classification import _terms
 from featpipe.metrics.intervals import wilson
@@ -356,3 +358,41 @@ def test_mcnemar_of_many_images() -> None:
     first, second = np.zeros(10**6, bool), np.zeros(10**6, bool)
     first[:300], second[300:500] = True, True
     assert mcnemar(first, second) == pytest.approx(binomtest(300, 500).pvalue, rel=1e-9)
+
+
+def test_the_randomisation_test_is_mcnemars_for_images_that_stand_alone() -> None:
+    """Equal p-values; changes of several sizes by draws, of many signs exactly counted here."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random(80) < 0.8, rng.random(80) < 0.7
+    changes = second.astype(float) - first
+    assert sign_flips(changes) == pytest.approx(mcnemar(first, second))
+    sizes = np.array([3.0, 2.0, 2.0, 1.0, -1.0, 4.0])
+    signs = np.array(list(product((-1, 1), repeat=6)))
+    exact = np.mean(np.abs(signs @ np.abs(sizes)) >= sizes.sum() - 1e-9)
+    assert sign_flips(sizes) == pytest.approx(exact, abs=0.02)
+    assert sign_flips(np.zeros(5)) == 1.0
+
+
+def test_a_difference_that_few_images_show_may_be_chance() -> None:
+    """Four of a hundred images differ, all one way: the bootstrap alone would exclude 0."""
+    before, after = np.zeros(100, bool), np.zeros(100, bool)
+    after[:4] = True
+    difference, (low, high) = paired_difference(before, after)
+    assert (difference, low) == (4.0, 0.0)
+    assert high > 6
+    after[:8] = True
+    assert paired_difference(before, after)[1][0] > 0
+
+
+def test_no_difference_is_found_of_few_groups() -> None:
+    """Two classifiers that are equally good, 6 groups of 10: a verdict in one of twenty at most."""
+    wrong = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        unit = np.repeat(np.arange(6), 10)
+        first, second = (
+            rng.random(60) < 1 / (1 + np.exp(-1 - rng.normal(size=6)[unit])) for _ in range(2)
+        )
+        low, high = paired_difference(first, second, unit, seed=seed)[1]
+        wrong += low > 0 or high < 0
+    assert wrong <= binom.ppf(0.999, 300, 0.05)

@@ -617,3 +617,29 @@ def test_evaluate_finds_copies_of_training_images(
     assert result.out.splitlines()[-1].startswith(
         "without the 3 that are copies of training images: accuracy "
     )
+
+
+def test_evaluate_says_that_groups_are_shared(
+    photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Other images of a patient were learnt on: the figures are too good for new patients."""
+    lines = ["path,label,split,group"]
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        lines.append(
+            f"{path},{path.parent.name},{'test' if number % 2 else 'train'},p{number // 2}"
+        )
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    store = embed(table, tiny_backbone, output=tmp_path / "s")
+    head = fit(store, "centroid", cv=2, check=False)
+    groups = len(set(store.groups[store.splits == "test"]))
+    assert evaluate(head, store).notes[0] == (
+        f"{groups} groups, such as p0, have other images that the head was fitted on: the figures "
+        "are too good for new groups"
+    )
+    shutil.rmtree(photos)
+    (store.path / FILE_NAME).unlink()
+    assert evaluate(head, store).notes[1] == (
+        f"{len(store)} images are gone, have changed since they were embedded, or cannot be read: "
+        "copies among them are not found"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from itertools import pairwise
@@ -18,8 +19,9 @@ from test_quality import re_encode
 from vectors import make_store
 
 from featpipe import embed, evaluate, load_head
-from featpipe.errors import FeatpipeError, FingerprintError, LabelError
+from featpipe.errors import FeatpipeError, FingerprintError, HeadError, LabelError
 from featpipe.report import charts, write_report
+from featpipe.report.contents import gather
 from featpipe.report.map import embedding_map
 from featpipe.report.pictures import COLUMNS, SPRITE, sprite_sheet
 from featpipe.store import EmbeddingStore
@@ -299,20 +301,129 @@ def test_images_that_are_gone_leave_the_figures(
     assert not [figure for figure in page.of("figure") if "data-there" in figure]
 
 
-def test_new_images_of_another_store_are_measured_on(
+def test_another_store_is_measured_as_evaluate_does(
     photos: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    """A store that the head has not seen gives the figures of `evaluate`."""
+    """Its figures are those of `evaluate`; what concerns the fit is left out."""
     store = embed(photos, tiny_backbone, output=tmp_path / "store")
-    head = fit(store, "centroid", cv=2, check=False)
+    head = fit(store, "centroid", cv=2)
     for path in photos.rglob("*.jpg"):
         with Image.open(path) as image:
             image.convert("RGB").rotate(90, expand=True).save(path, quality=90)
     new = embed(photos, tiny_backbone, output=tmp_path / "new")
     page = read(write_report(head, new, tmp_path / "new.html"))
     accuracy = evaluate(head, new).accuracy
-    assert f"Measured on {len(new)} images that were not learnt on." in page.text
+    assert "Measured on all labelled images of the store." in page.text
     assert f"{100 * accuracy:.1f} % of {len(new)} images right" in page.text
+    assert page.text.count("These are not the images that the head was fitted on") == 2
+
+
+def test_images_that_were_learnt_on_are_never_called_new(
+    photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """The same files under another division: the page says what `evaluate` says."""
+    store = embed(photos, tiny_backbone, output=tmp_path / "store")
+    head = fit(store, "centroid", cv=2, check=False)
+    lines = ["path,label,split"]
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        lines.append(f"{path},{path.parent.name},{'test' if number % 2 else 'train'}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    divided = embed(table, tiny_backbone, output=tmp_path / "divided")
+    page = read(write_report(head, divided, tmp_path / "divided.html"))
+    assert "not used before" not in page.text
+    assert "The head was fitted on these images: the figures are too good" in page.text
+    assert "Nothing was found" not in page.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"check": False, "tune": False, "calibration": "sigmoid", "seed": 3},
+        {"calibration": "none"},
+        {"check": True},
+    ],
+)
+def test_a_saved_head_is_measured_as_it_was_fitted(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Without splits, with copies, with images in no split: the estimate of `fit` again."""
+    for path in list(photos.rglob("*.jpg"))[:4]:
+        re_encode(path)
+    lines = ["path,label,split"]
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        lines.append(f"{path},{path.parent.name},{'' if number % 7 == 0 else 'train'}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    store = embed(table, tiny_backbone, output=tmp_path / "store")
+    head = fit(store, "ridge", cv=2, **options)
+    head.save(tmp_path / "head")
+    page = read(write_report(tmp_path / "head", store, tmp_path / "page.html"))
+    figures = head.metrics
+    low, high = (100 * v for v in figures["intervals_95"]["accuracy"])
+    assert "Measured on nested cross-validation." in page.text
+    assert (
+        f"{100 * figures['accuracy']:.1f} % of {figures['n_samples']} images right 95 % interval "
+        f"{low:.1f} % to {high:.1f} %" in page.text
+    )
+    assert f"log loss {figures['log_loss']:.3f}" in page.text
+    asked = (
+        f"--cv 2 --seed {options.get('seed', 0)} --calibration {options.get('calibration', 'auto')}"
+    )
+    assert asked in page.text
+    assert ("--no-tune" in page.text) == (options.get("tune") is False)
+    assert ("--no-check" in page.text) == (options.get("check") is False)
+
+
+def test_a_store_that_lacks_a_class_draws_no_curve(tmp_path: Path) -> None:
+    """The head has three classes, the store's training images two: columns would be others'."""
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    vectors = (3 * np.eye(8)[y] + rng.normal(size=(90, 8))).astype(np.float32)
+    names = np.array(["ants", "bees", "cats"])[y]
+    head = fit(make_store(tmp_path / "all", vectors, labels=list(names)), "ridge", check=False)
+    assert gather(head, make_store(tmp_path / "again", vectors, labels=list(names))).curve
+    some = names != "bees"
+    lacking = make_store(
+        tmp_path / "some",
+        vectors[some],
+        labels=list(names[some]),
+        contents=np.flatnonzero(some).tolist(),
+    )
+    assert gather(head, lacking).curve is None
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"options": {"seed": "x"}},
+        {"options": {"calibration": "<b>"}},
+        {"baselines": {"words": "w", "accuracy": "<b>"}},
+        {"calibration": {"method": "temperature"}},
+        {"notes": 3},
+        {"data": []},
+    ],
+)
+def test_an_edited_record_is_refused(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, edit: dict[str, Any]
+) -> None:
+    """One sentence, no traceback, no page."""
+    store = embed(photos, tiny_backbone, output=tmp_path / "store")
+    head = fit(store, "centroid", cv=2, check=False)
+    edited = replace(head, report={**head.report, **edit})
+    with pytest.raises(HeadError, match=r"what the head says of its own fit cannot be read \("):
+        write_report(edited, store, tmp_path / "no.html")
+    assert not (tmp_path / "no.html").exists()
+
+
+def test_a_report_from_inside_the_head_folder(
+    hymenoptera: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`featpipe report .` writes beside the folder."""
+    monkeypatch.chdir(hymenoptera / "head")
+    result = run_cli("report", ".", hymenoptera / "store")
+    assert result.code == 0
+    assert result.err == f"report → {hymenoptera / 'head.html'}\n"
 
 
 def test_many_classes_are_drawn(tmp_path: Path) -> None:
@@ -376,7 +487,7 @@ def test_a_store_without_labels_is_refused(hymenoptera: Path, shared: Path, tmp_
     """The page is about labelled images."""
     folder = shared / "datasets/hymenoptera_data/val/ants"
     store = embed(folder, output=tmp_path / "store")
-    with pytest.raises(LabelError, match="has no labels"):
+    with pytest.raises(LabelError, match="has no labelled image"):
         write_report(hymenoptera / "head", store, tmp_path / "no.html")
 
 

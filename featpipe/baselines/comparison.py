@@ -16,6 +16,7 @@ from featpipe.heads.registry import class_scores
 from featpipe.labelled import labelled, units_of_rows
 from featpipe.metrics import compute_metrics, paired_difference
 from featpipe.model_selection import fit_tuned, make_folds, nested_probabilities
+from featpipe.model_selection.holdout import draw
 from featpipe.splits import Division
 from featpipe.store import EmbeddingStore
 from featpipe.types import ProgressCallback
@@ -27,9 +28,10 @@ Labels = NDArray[np.object_]
 Verdict: TypeAlias = Literal["transfer", "no transfer", "negative transfer"]
 
 MOST_IMAGES = 400
-"""Images of each side that baselines are measured with: a difference that matters shows in them."""
+"""About so many images of each side are taken: a difference that matters shows in them."""
 _LEAST_OF_CLASS = 4
 _MAJORITY = "commonest label"
+_GONE = "the images cannot be opened again"
 _CANNOT = "the baselines were not measured: {}"
 
 
@@ -144,8 +146,8 @@ def compare_with_baselines(
     """Measure a kind of head on vectors, on raw pixels, and with random weights.
 
     All learn on the same images and are measured on the same others, tuned alike: on the held
-    split, or by nested cross-validation where there is none. At most 400 images of each side
-    are drawn, by class.
+    split, or by nested cross-validation where there is none. Of many images about 400 of each
+    side are drawn, by class and by unit, four units of every class at least.
 
     Parameters
     ----------
@@ -185,20 +187,22 @@ class _Job:
     ) -> None:
         self._spec, self._store, self._target = spec, store, target
         self._copies, self._cv, self._seed = copies, cv, seed
-        labels = store.labels(target)
-        rng = np.random.default_rng(seed)
-        self._learn = _drawn(division.train, labels, rng)
+        self._labels = store.labels(target)
+        self._learn = self._drawn(division.train)
         held = division.held
         if held is not None:
-            known = set(labels[self._learn])
-            held = _drawn(held[[label in known for label in labels[held]]], labels, rng)
+            known = set(self._labels[self._learn])
+            held = self._drawn(held[[label in known for label in self._labels[held]]])
         self._held = held
 
     def go(self, progress: ProgressCallback | None) -> Baselines | str:
         vectors, notes = self._vectors(progress)
         if not vectors:
             return _CANNOT.format("; ".join(notes))
+        before = self._sides()
         self._keep(vectors.values())
+        if any(2 * now < was for now, was in zip(self._sides(), before, strict=True)):
+            return _CANNOT.format(_GONE)
         learnt = labelled(self._store, self._learn, self._target)
         rows = self._learn if self._held is None else self._held
         units = units_of_rows(self._store, rows, self._copies)
@@ -216,6 +220,14 @@ class _Job:
             notes=tuple(notes),
         )
 
+    def _drawn(self, rows: Ints) -> Ints:
+        """Draw rows by class and by unit, about as many as are needed, in their order."""
+        if len(rows) <= MOST_IMAGES:
+            return rows
+        units = units_of_rows(self._store, rows, self._copies)
+        y = np.unique(self._labels[rows].astype(str), return_inverse=True)[1]
+        return rows[draw(y, units, MOST_IMAGES, self._seed, least=_LEAST_OF_CLASS)]
+
     def _vectors(
         self, progress: ProgressCallback | None
     ) -> tuple[dict[str, dict[int, NDArray[np.float32]]], list[str]]:
@@ -228,26 +240,28 @@ class _Job:
                 notes.append(f"{name} were not measured: {exc}")
                 continue
             if len(found) < len(rows) / 2:
-                notes.append("the images cannot be opened again")
+                notes.append(_GONE)
                 break
             vectors[name] = found
         return vectors, notes
 
+    def _sides(self) -> tuple[int, ...]:
+        return (len(self._learn),) if self._held is None else (len(self._learn), len(self._held))
+
     def _keep(self, vectors: Any) -> None:
         """Leave out images that a baseline has no vector of: all are measured on the same."""
-        common = set.intersection(*(set(found) for found in vectors))
-        self._learn = np.array([row for row in self._learn.tolist() if row in common])
+        common = np.array(sorted(set.intersection(*(set(found) for found in vectors))), np.int64)
+        self._learn = self._learn[np.isin(self._learn, common)]
         if self._held is not None:
-            classes = set(self._store.labels(self._target)[self._learn])
-            labels = self._store.labels(self._target)
-            self._held = np.array(
-                [row for row in self._held.tolist() if row in common and labels[row] in classes]
-            )
+            held = self._held[np.isin(self._held, common)]
+            known = set(self._labels[self._learn])
+            self._held = held[
+                np.array([label in known for label in self._labels[held]], dtype=bool)
+            ]
 
     def _classes(self, rows: Ints, classes: tuple[str, ...]) -> Ints:
         position = {name: k for k, name in enumerate(classes)}
-        labels = self._store.labels(self._target)[rows]
-        return np.array([position[str(label)] for label in labels], dtype=np.int64)
+        return np.array([position[str(label)] for label in self._labels[rows]], dtype=np.int64)
 
     def _stored(self, rows: Ints) -> NDArray[np.float32]:
         return finite_vectors(self._store, rows)
@@ -298,16 +312,3 @@ def _interval(right: Flags, units: Ints, seed: int) -> tuple[float, float]:
 
 def _taker(found: dict[int, NDArray[np.float32]]) -> Any:
     return lambda rows: np.stack([found[row] for row in rows.tolist()])
-
-
-def _drawn(rows: Ints, labels: Labels, rng: np.random.Generator) -> Ints:
-    """Draw rows by class, no more than are needed, in their order."""
-    share = min(1.0, MOST_IMAGES / max(len(rows), 1))
-    if share == 1.0:
-        return rows
-    given = labels[rows].astype(str)
-    drawn = []
-    for name in sorted(set(given)):
-        of_class = rng.permutation(rows[given == name])
-        drawn.append(of_class[: max(_LEAST_OF_CLASS, round(share * len(of_class)))])
-    return np.sort(np.concatenate(drawn))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featpipe._files import KEY_BYTES, atomic_file
+from featpipe._files import KEY_BYTES, atomic_file, printable
 from featpipe.backbones import Backbone, list_backbones, load_backbone
 from featpipe.backbones.random_weights import randomise
 from featpipe.embedding import stream
@@ -26,8 +26,9 @@ Floats = NDArray[np.float32]
 RAW_PIXELS, RANDOM = "raw pixels", "random weights"
 NAMES = (RAW_PIXELS, RANDOM)
 _FILES = {RAW_PIXELS: "raw-pixels.parquet", RANDOM: "random-weights.parquet"}
+_WIDTHS = {RAW_PIXELS: 3 * 32 * 32}
 _NAMES = ("key", "vector")
-_MOST_ROWS = 100_000
+_MOST_BYTES = 2**28
 
 
 def features(
@@ -48,8 +49,8 @@ def features(
     FeatpipeError
         When there is no such backbone here, or none of its weights can be drawn.
     """
-    file = store.path / _FILES[name]
-    known = _read(file, store)
+    file, width = store.path / _FILES[name], _WIDTHS.get(name, store.dimension)
+    known = _read(file, store, width)
     missing = [row for row in rows.tolist() if store.keys[row] not in known]
     if missing:
         new = _computed(store, missing, name, progress)
@@ -92,23 +93,26 @@ def _backbone(store: EmbeddingStore, name: str, folder: Path) -> Backbone:
         return load_backbone("raw_pixels")
     # By its name among the files that are here: nothing is exported, no path is followed.
     path = list_backbones().get(str(store.card["name"]).replace("/", "-"))
-    if path is None:
-        raise FeatpipeError(f"the backbone {store.card['name']} is not here")
-    return randomise(load_backbone(path), folder / "random.onnx")
+    backbone = None if path is None else load_backbone(path)
+    if backbone is None or backbone.fingerprint != store.fingerprint:
+        raise FeatpipeError(f"the backbone {printable(str(store.card['name']))} is not here")
+    return randomise(backbone, folder / "random.onnx")
 
 
-def _read(path: Path, store: EmbeddingStore) -> dict[Key, Floats]:
+def _read(path: Path, store: EmbeddingStore, width: int) -> dict[Key, Floats]:
     """Return what was computed before; nothing where it cannot be used."""
     try:
         with pa.OSFile(str(path)) as file:
             opened = pq.ParquetFile(file)
-            if opened.metadata.num_rows > _MOST_ROWS:
+            # Before anything is read: a small file may hold very much.
+            if not opened.schema_arrow.equals(_schema(store, width), check_metadata=True):
                 return {}
-            table = opened.read().combine_chunks()
+            if opened.metadata.num_rows * (4 * width + KEY_BYTES) > _MOST_BYTES:
+                return {}
+            table = opened.read()
     except (OSError, pa.ArrowException):
         return {}
-    width = getattr(table.schema.field(-1).type, "list_size", 0) if table.schema.names else 0
-    if not table.schema.equals(_schema(store, width), check_metadata=True) or not len(table):
+    if not len(table):
         return {}
     keys, lists = (table.column(name).combine_chunks() for name in _NAMES)
     values = lists.flatten().to_numpy()

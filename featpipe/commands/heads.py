@@ -184,7 +184,7 @@ def _baselines(found: dict[str, Any]) -> list[str]:
         low, high = (100 * v for v in baseline["interval_95"])
         accuracy = f"{100 * baseline['accuracy']:.1f} %"
         lines.append(f"{baseline['name']:<22}{accuracy:>8}   {low:.1f} % to {high:.1f} %")
-    return [*lines, found["words"]]
+    return [*lines, *(printable(note) for note in found["notes"]), found["words"]]
 
 
 def _probabilities(head: Head) -> str:

@@ -31,7 +31,12 @@ def report(head: Path, store: Path, output: Path | None) -> None:
     from featpipe.report import write_report
 
     check_page(output, "--output")
-    path = output if output is not None else head.with_name(f"{head.resolve().name}.html")
+    path = output if output is not None else _beside(head)
     with progress_display("steps") as progress:
         write_report(head, store, path, progress=progress)
     say(f"report → {path}")
+
+
+def _beside(head: Path) -> Path:
+    """Return where a page goes: beside the head's folder, which may be the working folder."""
+    return head.with_name(f"{head.name}.html") if head.name else head.resolve().with_suffix(".html")

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe._files import printable
 from featpipe.heads import Head
 from featpipe.heads.persistence import short_key
 from featpipe.quality import find_near_duplicates
-from featpipe.quality.findings import MOST_IMAGES
+from featpipe.quality.findings import MOST_IMAGES, TOO_MANY, unseen
 from featpipe.store import EmbeddingStore
 from featpipe.types import ProgressCallback
 
@@ -29,11 +30,14 @@ class Leaks:
         Whether an image was learnt on, or a resized or re-encoded copy of it.
     copies : ndarray of object, (len(store),), or None
         Group of copies of every row of the store, where somebody has looked.
+    said : tuple of str
+        What else a person should know: of shared groups, and of copies that were not found.
     """
 
     equal: NDArray[np.bool_]
     copied: NDArray[np.bool_]
     copies: Labels | None
+    said: tuple[str, ...] = ()
 
     @property
     def notes(self) -> Iterator[str]:
@@ -53,6 +57,7 @@ class Leaks:
                 f"{copied} of these {n} images are resized or re-encoded copies of images that "
                 f"the head was fitted on: {beside}"
             )
+        yield from self.said
 
 
 def find_leaks(
@@ -76,10 +81,26 @@ def find_leaks(
     is_learnt = np.array([short_key(key) in learnt for key in store.keys], dtype=bool)
     equal = is_learnt[rows]
     nothing = np.zeros(len(rows), dtype=bool)
-    is_worth_it = is_learnt.any() and not equal.all()
-    if not check or not is_worth_it or len(store) > MOST_IMAGES:
+    if not is_learnt.any() or equal.all():
         return Leaks(equal, nothing, None)
-    copies = find_near_duplicates(store, progress=progress).groups(store)
+    said = list(_shared_groups(store, is_learnt, rows[~equal]))
+    if not check or len(store) > MOST_IMAGES:
+        return Leaks(equal, nothing, None, (*said, *([TOO_MANY] if check else [])))
+    near = find_near_duplicates(store, progress=progress)
+    copies = near.groups(store)
     groups = set(copies[is_learnt]) - {None}
     copied = np.array([copies[row] in groups for row in rows], dtype=bool) & ~equal
-    return Leaks(equal, copied, copies)
+    return Leaks(equal, copied, copies, (*said, *unseen(store, near)))
+
+
+def _shared_groups(
+    store: EmbeddingStore, is_learnt: NDArray[np.bool_], rows: Ints
+) -> Iterator[str]:
+    if store.groups is None:
+        return
+    shared = set(store.groups[rows]) & (set(store.groups[is_learnt]) - {None})
+    if shared:
+        yield (
+            f"{len(shared)} groups, such as {printable(min(shared))}, have other images that the "
+            "head was fitted on: the figures are too good for new groups"
+        )

@@ -9,7 +9,7 @@ from featpipe.metrics.classification import (
     metrics_of_blocks,
     reliability,
 )
-from featpipe.metrics.paired import mcnemar, paired_difference
+from featpipe.metrics.paired import mcnemar, paired_difference, sign_flips
 
 __all__ = [
     "ClassMetrics",
@@ -21,4 +21,5 @@ __all__ = [
     "metrics_of_blocks",
     "paired_difference",
     "reliability",
+    "sign_flips",
 ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr
 
 _RESAMPLES = 10_000
+_CHANCE = 0.05
 
 Flags = NDArray[np.bool_]
 Shares = NDArray[np.float64]
@@ -36,7 +37,8 @@ def paired_difference(
     float, (float, float)
         After minus before; 95 % percentile interval of a paired bootstrap, or, where no image
         differs, what the exact binomial bound leaves possible. One unit alone says nothing of
-        others.
+        others. Of few units the bootstrap is too sure: where `sign_flips` holds the difference
+        for chance (p of 0.05 or more) the interval reaches to 0.
 
     References
     ----------
@@ -61,7 +63,52 @@ def paired_difference(
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(n_units, kinds / n_units, size=_RESAMPLES)
     low, high = np.quantile((drawn @ sums) / (drawn @ sizes), (0.025, 0.975))
+    if (low > 0 or high < 0) and sign_flips(sums, kinds, seed=seed) >= _CHANCE:
+        low, high = min(low, 0.0), max(high, 0.0)
     return difference, (100 * float(low), 100 * float(high))
+
+
+def sign_flips(changes: Shares, counts: Ints | None = None, *, seed: int = 0) -> float:
+    """Return the p-value of Fisher's randomisation test: that changes are as often up as down.
+
+    Without a difference between the two the change of every unit could as well have the other
+    sign. For changes of one size this is McNemar's exact test.
+
+    Parameters
+    ----------
+    changes : ndarray of float, (m,)
+        Of units.
+    counts : ndarray of int, (m,), optional
+        How many units have each of these changes; one by default.
+    seed : int
+        Of the 10,000 draws of signs, where sizes differ.
+
+    Returns
+    -------
+    float
+        Two-sided; 1 where nothing changes.
+
+    References
+    ----------
+    Fisher 1935, "The Design of Experiments", section 21. Phipson, Smyth 2010, "Permutation
+    P-values Should Never Be Zero", for the one that is added.
+
+    >>> round(sign_flips(np.array([1.0, -1.0]), np.array([5, 1])), 5)
+    0.21875
+    """
+    counts = np.ones(len(changes), dtype=np.int64) if counts is None else counts
+    sizes, at = np.unique(np.abs(changes), return_inverse=True)
+    of_size = np.bincount(at, counts, len(sizes)).astype(np.int64)[sizes > 0]
+    sizes = sizes[sizes > 0]
+    total = abs(float(changes @ counts))
+    if not len(sizes):
+        return 1.0
+    if len(sizes) == 1:
+        lesser = round((of_size[0] - total / sizes[0]) / 2)
+        return min(1.0, 2 * float(bdtr(lesser, of_size[0], 0.5)))
+    ups = np.random.default_rng(seed).binomial(of_size, 0.5, (_RESAMPLES, len(sizes)))
+    flipped = np.abs((2 * ups - of_size) @ sizes)
+    return float((1 + (flipped >= total * (1 - 1e-9)).sum()) / (_RESAMPLES + 1))
 
 
 def mcnemar(first: Flags, second: Flags) -> float:

@@ -24,8 +24,9 @@ Labels = NDArray[np.object_]
 MOST_IMAGES = 20_000
 """In larger stores `fit` does not look for copies: that would take longer than the fit."""
 _NOT_LOOKED = "near-duplicates were not looked for, as {}: `featpipe clean` finds them"
-_TOO_MANY = f"there are more than {MOST_IMAGES:,} images"
-_IN_PASSES = "the vectors are read from the store in passes"
+_IN_PASSES = _NOT_LOOKED.format("the vectors are read from the store in passes")
+TOO_MANY = _NOT_LOOKED.format(f"there are more than {MOST_IMAGES:,} images")
+"""What is said of such stores."""
 _SHOWN = 3
 
 
@@ -96,7 +97,7 @@ def inspect(
         Whether all vectors are too many for memory: then no copies are looked for.
     """
     if in_passes or len(store) > MOST_IMAGES:
-        notes = [_NOT_LOOKED.format(_IN_PASSES if in_passes else _TOO_MANY)]
+        notes = [_IN_PASSES if in_passes else TOO_MANY]
         near, copies, counts, lacking = None, None, {}, None
     else:
         near = find_near_duplicates(store, progress=progress)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._files import printable
 from featpipe._machine import available_memory
 from featpipe.errors import FeatpipeError, LabelError
 from featpipe.estimation import Estimate, estimate_nested, estimate_on, estimate_on_split
+from featpipe.evaluation import evaluate
 from featpipe.evaluation.learning_curve import LearningCurve, learning_curve
 from featpipe.evaluation.measure import require_same_backbone
 from featpipe.heads import Head, head_spec
@@ -22,6 +22,8 @@ from featpipe.model_selection import make_folds, streams
 from featpipe.quality import Findings, inspect
 from featpipe.quality.mislabelled import suspect_labels, suspects_of
 from featpipe.report.map import EmbeddingMap, embedding_map
+from featpipe.report.mistakes import Mistake, worst_mistakes
+from featpipe.report.recorded import Recorded, read_record
 from featpipe.splits import Division, divide
 from featpipe.store import EmbeddingStore
 from featpipe.training import Trained
@@ -32,27 +34,11 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Labels = NDArray[np.object_]
 
-MOST_MISTAKES, MOST_SUSPECTS, MOST_PAIRS = 24, 24, 16
-_NEAREST = 3
+MOST_SUSPECTS, MOST_PAIRS = 24, 16
 _MOST_JUDGED = 50_000
 """Measured images beyond which those with pictures and curves are drawn from them."""
 _MOST_LEARNT = 20_000
 """Training images beyond which no labels are judged and no curve is drawn: both fit again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """An image that the head is wrong about, and the training images nearest to it.
-
-    ``nearest`` holds (row, cosine).
-    """
-
-    row: int
-    given: int
-    predicted: int
-    probability: float
-    given_probability: float
-    nearest: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +59,12 @@ class Contents:
     ----------
     head : Head
     store : EmbeddingStore
+    record : Recorded
+        What the head says of its own fit.
+    is_own : bool
+        Whether the store's training images are those that the head has learnt on.
     division : Division
+        Of another store: images that the head has learnt on, and those that are measured on.
     estimate : Estimate
     rows, y, probabilities : ndarray, (n,), (n,) and (n, K)
         Of the images that were measured on, or of 50,000 of them.
@@ -90,6 +81,8 @@ class Contents:
 
     head: Head
     store: EmbeddingStore
+    record: Recorded
+    is_own: bool
     division: Division
     estimate: Estimate
     rows: Ints
@@ -103,15 +96,9 @@ class Contents:
     notes: tuple[str, ...]
 
     @property
-    def target(self) -> str | None:
-        """Label column."""
-        target: str | None = self.head.report.get("target")
-        return target
-
-    @property
     def labels(self) -> Labels:
         """Label of every row of the store."""
-        return self.store.labels(self.target)
+        return self.store.labels(self.record.target)
 
 
 def gather(
@@ -134,6 +121,8 @@ def gather(
     ------
     FingerprintError
         When head and store come from different backbones.
+    HeadError
+        When what the head says of its fit cannot be read.
     LabelError
         When there is no labelled image to measure on.
     """
@@ -153,57 +142,98 @@ class _Gathering:
     ) -> None:
         self._head, self._store, self._progress = head, store, progress
         self._trained = trained
-        self._target: str | None = head.report.get("target")
-        self._seed = int(head.report.get("seed", 0))
-        self._folds = max(2, int(head.report.get("folds", 5)))
-        self._labels = store.labels(self._target)
-        self._division = divide(store, self._labels)
-        self._learnt = set(head.report.get("data", {}).get("keys", ()))
-        # What was said of other images is not true of these.
-        is_own = all(short_key(store.keys[row]) in self._learnt for row in self._division.train)
-        self._notes = list(head.report.get("notes", ())) if is_own else []
+        self._record = read_record(head)
+        self._seed = self._record.seed
+        self._labels = store.labels(self._record.target)
+        self._is_own = trained is not None or self._was_fitted_here()
+        self._notes = list(self._record.notes) if self._is_own else []
 
     def go(self) -> Contents:
-        estimate, quality = self._measured()
+        division, estimate, quality = self._measured()
+        self._division = division
         rows, y, probabilities = self._judged(estimate)
-        every = [self._division.train, estimate.rows]
+        every = [division.train, estimate.rows]
         return Contents(
             head=self._head,
             store=self._store,
-            division=self._division,
+            record=self._record,
+            is_own=self._is_own,
+            division=division,
             estimate=estimate,
             rows=rows,
             y=y,
             probabilities=probabilities,
             quality=quality,
-            mistakes=tuple(self._mistakes(rows, y, probabilities, quality)),
+            mistakes=tuple(
+                worst_mistakes(self._store, division.train, rows, y, probabilities, quality.copies)
+            ),
             suspects=tuple(self._suspects(estimate, rows, y, probabilities, quality)),
-            curve=self._curve(quality),
+            curve=self._curve(quality) if self._is_own else None,
             map=embedding_map(self._store, np.unique(np.concatenate(every)), self._seed),
             notes=tuple(dict.fromkeys(self._notes)),
         )
 
-    def _measured(self) -> tuple[Estimate, Findings]:
+    def _was_fitted_here(self) -> bool:
+        """Tell whether the store's training images are those that the head has learnt on."""
+        try:
+            train = divide(self._store, self._labels).train
+        except LabelError:
+            return False
+        keys = {short_key(self._store.keys[row]) for row in train}
+        # In passes some are held out for the estimate.
+        some = self._record.in_passes and bool(self._record.keys)
+        return keys >= self._record.keys if some else keys == self._record.keys
+
+    def _measured(self) -> tuple[Division, Estimate, Findings]:
+        if not self._is_own:
+            return self._elsewhere()
+        division = divide(self._store, self._labels)
         if self._trained is not None:
-            return self._trained.estimate, self._trained.quality
-        division = self._division
-        quality = inspect(
+            return division, self._trained.estimate, self._trained.quality
+        quality = Findings()
+        if self._record.check:
+            quality = inspect(
+                self._store,
+                division.train,
+                division.held,
+                self._labels,
+                held_name=division.held_name,
+                in_passes=self._record.in_passes,
+                seed=self._seed,
+                progress=self._progress,
+            )
+        estimate = self._estimate(division, quality)
+        self._notes += [*division.notes, *quality.notes, *estimate.notes]
+        return division, estimate, quality
+
+    def _elsewhere(self) -> tuple[Division, Estimate, Findings]:
+        """Measure as `evaluate` does, on a store that the head was not fitted on."""
+        found = evaluate(
+            self._head,
             self._store,
-            division.train,
-            division.held,
-            self._labels,
-            held_name=division.held_name,
-            in_passes=self._is_large(),
+            target=self._record.target,
             seed=self._seed,
             progress=self._progress,
         )
-        estimate = self._estimate(quality)
-        self._notes += [*division.notes, *quality.notes, *estimate.notes]
-        return estimate, quality
+        at = {path: row for row, path in enumerate(self._store.paths)}
+        rows = np.array([at[path] for path in found.paths], dtype=np.int64)
+        self._notes += found.notes
+        learnt = [short_key(key) in self._record.keys for key in self._store.keys]
+        labelled = [label is not None for label in self._labels]
+        train = np.flatnonzero(np.array(learnt) & np.array(labelled))
+        name = found.split or ""
+        estimate = Estimate(
+            method=f"the split {name}" if name else "all labelled images of the store",
+            metrics=found.metrics,
+            rest=found.rest,
+            without="without_training_images" if found.rest else "",
+            rows=rows,
+        )
+        return Division(train, rows, name, ()), estimate, Findings()
 
-    def _estimate(self, quality: Findings) -> Estimate:
-        """Measure as `fit` did: on the split, on what was not learnt, or nested."""
-        head, store, division, copies = self._head, self._store, self._division, quality.copies
+    def _estimate(self, division: Division, quality: Findings) -> Estimate:
+        """Measure as `fit` did: on the split, on what was held out, or nested."""
+        head, store, record, copies = self._head, self._store, self._record, quality.copies
         if division.held is not None:
             return estimate_on_split(
                 head,
@@ -211,37 +241,34 @@ class _Gathering:
                 division.train,
                 division.held,
                 division.held_name,
-                self._target,
+                record.target,
                 self._seed,
                 copies,
             )
-        known = np.array([label in set(head.classes) for label in self._labels], dtype=bool)
-        is_new = np.array([short_key(key) not in self._learnt for key in store.keys], dtype=bool)
-        unseen = np.flatnonzero(known & is_new)
-        if self._learnt and len(unseen):
-            method = f"{len(unseen):,} images that were not learnt on"
-            return estimate_on(head, store, unseen, method, self._target, self._seed, copies)
-        rows = labelled_rows(store, division.train, self._target)
-        if rows.classes != head.classes:
-            raise LabelError(
-                f"{printable(str(store.path))} has other labels than the head: fit one on it, or "
-                "name the store that it was fitted on"
-            )
+        if record.in_passes:
+            learnt = record.keys
+            held = [row for row in division.train if short_key(store.keys[row]) not in learnt]
+            rows = np.array(held, dtype=np.int64)
+            method = f"{len(rows):,} images held out, not used before"
+            return estimate_on(head, store, rows, method, record.target, self._seed, copies)
+        rows_of = labelled_rows(store, division.train, record.target)
         units = units_of_rows(store, division.train, copies if quality.keeps_together else None)
         return estimate_nested(
             head_spec(head.name),
             store,
             division.train,
-            replace(rows, units=units),
+            replace(rows_of, units=units),
             quality,
-            cv=self._folds,
-            tune=len(head.report.get("tuning", ())) != 1,
+            cv=record.cv,
+            tune=record.tune,
             seed=self._seed,
-            calibration=_asked(head),
+            calibration=record.calibration,
             on_fit=self._tell("estimating"),
         )
 
     def _is_large(self) -> bool:
+        if self._record.in_passes:
+            return True
         spec, shape = head_spec(self._head.name), (len(self._division.train), self._store.dimension)
         try:
             return streams(spec, *shape, available_memory(), None)
@@ -265,54 +292,15 @@ class _Gathering:
         blocks = StoredVectors(self._store, rows).blocks()
         return rows, y, np.concatenate([self._head.predict_proba(v) for _, v in blocks])
 
-    def _mistakes(
-        self, rows: Ints, y: Ints, probabilities: Floats, quality: Findings
-    ) -> Iterator[Mistake]:
-        predicted = probabilities.argmax(axis=1)
-        wrong = np.flatnonzero(predicted != y)
-        at = np.arange(len(y))
-        margin = probabilities[at, predicted] - probabilities[at, y]
-        worst = wrong[np.argsort(-margin[wrong], kind="stable")][:MOST_MISTAKES]
-        nearest = self._nearest(rows[worst], quality)
-        for i, near in zip(worst.tolist(), nearest, strict=True):
-            yield Mistake(
-                row=int(rows[i]),
-                given=int(y[i]),
-                predicted=int(predicted[i]),
-                probability=float(probabilities[i, predicted[i]]),
-                given_probability=float(probabilities[i, y[i]]),
-                nearest=near,
-            )
-
-    def _nearest(self, rows: Ints, quality: Findings) -> list[tuple[tuple[int, float], ...]]:
-        """Return the training images nearest to each of some images, but none equal to it."""
-        if not len(rows):
-            return []
-        train = self._division.train
-        queries = _normalised(self._store.read(rows))
-        cosines = np.concatenate(
-            [
-                _normalised(vectors) @ queries.T
-                for _, vectors in StoredVectors(self._store, train).blocks()
-            ]
-        )
-        both = np.concatenate([train, rows])
-        units = units_of_rows(self._store, both, quality.copies)
-        found = []
-        for at in range(len(rows)):
-            own = cosines[:, at].copy()
-            own[units[: len(train)] == units[len(train) + at]] = -np.inf
-            order = np.argsort(-own, kind="stable")[:_NEAREST]
-            found.append(tuple((int(train[i]), float(own[i])) for i in order if own[i] > -np.inf))
-        return found
-
     def _suspects(
         self, estimate: Estimate, rows: Ints, y: Ints, probabilities: Floats, quality: Findings
     ) -> list[Suspect]:
         """Judge the labels of all images that were used, each by a head that has not seen it."""
-        classes = self._head.classes
-        found = list(_named(suspects_of(probabilities, y), rows, y, classes))
-        if estimate.probabilities is None:
+        # On another store the head may have learnt on some of what is measured on.
+        new = ~np.isin(rows, self._division.train) | (estimate.probabilities is not None)
+        judged = suspects_of(probabilities[new], y[new])
+        found = list(_named(judged, rows[new], y[new], self._head.classes))
+        if self._is_own and estimate.probabilities is None:
             found += self._training_suspects(quality)
         found.sort(key=lambda suspect: (suspect.confidence, suspect.row))
         return found[:MOST_SUSPECTS]
@@ -321,7 +309,7 @@ class _Gathering:
         train = self._division.train
         if len(train) > _MOST_LEARNT or self._is_large():
             return []
-        rows = labelled_rows(self._store, train, self._target)
+        rows = labelled_rows(self._store, train, self._record.target)
         units = units_of_rows(self._store, train, quality.copies)
         try:
             found = suspect_labels(
@@ -346,14 +334,15 @@ class _Gathering:
         if held is not None:
             held = held[[label in position for label in self._labels[held]]]
         rows = train if held is None else np.concatenate([train, held])
-        if any(label not in position for label in self._labels[rows]):
+        # A head has scores of what it has learnt alone: columns would mean other classes.
+        if set(self._labels[train]) != set(position):
             return None
         y = np.array([position[label] for label in self._labels[rows]], dtype=np.int64)
         copies = quality.copies if quality.keeps_together else None
         units = units_of_rows(self._store, rows, copies)
         try:
             folds = (
-                make_folds(y, units, self._folds, self._seed, self._head.classes)
+                make_folds(y, units, self._record.cv, self._seed, self._head.classes)
                 if held is None
                 else [(np.arange(len(train)), np.arange(len(train), len(rows)))]
             )
@@ -377,20 +366,8 @@ class _Gathering:
         return lambda done, total: callback(Progress(done, total, stage=stage))
 
 
-def _asked(head: Head) -> str:
-    """Return the calibration that `fit` was asked for: auto is what compares several."""
-    found = head.report.get("calibration", {})
-    return str(found.get("method", "temperature")) if len(found.get("log_loss", ())) < 2 else "auto"
-
-
 def _named(found: Any, rows: Ints, y: Ints, classes: tuple[str, ...]) -> Iterator[Suspect]:
     for at, suggested, confidence in zip(
         found.rows.tolist(), found.suggested.tolist(), found.confidence.tolist(), strict=True
     ):
         yield Suspect(int(rows[at]), classes[int(y[at])], classes[suggested], confidence)
-
-
-def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return found

@@ -24,6 +24,7 @@ from featpipe.quality.looks import first_rows
 from featpipe.report import charts
 from featpipe.report.contents import MOST_PAIRS, Contents, gather
 from featpipe.report.pictures import COLUMNS, SPRITE, pictures, sprite_sheet
+from featpipe.report.recorded import Recorded
 from featpipe.store import EmbeddingStore
 from featpipe.training import Trained
 from featpipe.types import ProgressCallback
@@ -128,7 +129,9 @@ class _Page:
     ) -> None:
         self._contents, self._head_path, self._progress = contents, head_path, progress
         self._head, self._store = contents.head, contents.store
-        self._pairs = list(_pairs(contents))[:MOST_PAIRS]
+        self._all_pairs = list(_pairs(contents))
+        self._pairs = self._all_pairs[:MOST_PAIRS]
+        self._baselines = contents.record.baselines if contents.is_own else None
         self._pictures = pictures(self._store, list(self._shown_rows()))
 
     def _shown_rows(self) -> Iterator[int]:
@@ -154,7 +157,8 @@ class _Page:
             "rest": next((estimate[k] for k in _RESTS if estimate.get(k)), None),
             "rest_words": _rest_words(estimate),
             "notes": [printable(note) for note in contents.notes],
-            "baselines": head.report.get("baselines"),
+            "is_own": contents.is_own,
+            "baselines": self._baselines,
             "baseline_chart": self._baseline_chart(),
             "confusion": self._confusion(),
             "confusions": list(self._confusions()),
@@ -162,13 +166,13 @@ class _Page:
             "reliability": charts.reliability_chart(contents.y, contents.probabilities),
             "coverage": charts.coverage_chart(contents.y, contents.probabilities),
             "coverages": list(self._coverages()),
-            "calibration": head.report.get("calibration"),
+            "calibration": contents.record.calibrated,
             "mistakes": [self._mistake(mistake) for mistake in contents.mistakes],
             "n_mistakes": estimate["n_samples"]
             - int(np.trace(contents.estimate.metrics.confusion)),
             "suspects": [self._suspect(suspect) for suspect in contents.suspects],
             "duplicates": [self._pair(pair) for pair in self._pairs],
-            "n_pairs": len(list(_pairs(contents))),
+            "n_pairs": len(self._all_pairs),
             "quality": contents.quality.to_json(),
             "looked": contents.quality.near is not None,
             "map": self._map(),
@@ -182,7 +186,7 @@ class _Page:
         }
 
     def _baseline_chart(self) -> Markup | None:
-        found = self._head.report.get("baselines")
+        found = self._baselines
         if not found:
             return None
         low, high = found["interval_95"]
@@ -290,17 +294,15 @@ class _Page:
         }
 
     def _repeat(self) -> dict[str, Any]:
-        head, store = self._head, self._store
-        report = head.report
-        target = f" --target {shlex.quote(report['target'])}" if report.get("target") else ""
+        contents, head, store = self._contents, self._head, self._store
         place = shlex.quote(printable(str(store.path)))
-        options = f"--cv {report.get('folds', 5)} --seed {report.get('seed', 0)}{target}"
         model = shlex.quote(printable(str(head.backbone["name"])))
         source = shlex.quote(printable(store.source))
+        digest = head.report.get("data", {}).get("digest", "")
         return {
             "commands": [
                 f"featpipe embed {source} --model {model} -o {place}",
-                f"featpipe fit {place} --head {head.name} {options}",
+                " ".join(["featpipe fit", place, "--head", head.name, *_options(contents.record)]),
             ],
             "facts": [
                 ("Head", str(self._head_path) if self._head_path else head.name),
@@ -309,10 +311,26 @@ class _Page:
                 ("Licence of the weights", str(head.backbone.get("license", ""))),
                 ("Fingerprint", head.fingerprint),
                 ("Images learnt on", str(sum(head.class_counts))),
-                ("Digest of these", str(report.get("data", {}).get("digest", ""))),
+                ("Digest of these", str(digest)),
                 ("Versions", ", ".join(_versions())),
             ],
         }
+
+
+def _options(record: Recorded) -> Iterator[str]:
+    """Yield what `featpipe fit` was asked for, as its options."""
+    if record.target is not None:
+        yield f"--target {shlex.quote(printable(record.target))}"
+    yield f"--cv {record.cv} --seed {record.seed} --calibration {record.calibration}"
+    yield from (
+        flag
+        for flag, is_so in (
+            ("--no-tune", not record.tune),
+            ("--no-check", not record.check),
+            ("--stream", record.in_passes),
+        )
+        if is_so
+    )
 
 
 _RESTS = ("without_training_images", "without_copies")

@@ -101,40 +101,42 @@ def learning_curve(
     Cortes, Jackel, Solla, Vapnik, Denker 1993, "Learning Curves: Asymptotic Values and Rate of
     Convergence", NIPS 6, for what such curves are worth.
     """
-    sizes = list(_shares(y, units, folds))
-    if len(sizes) < 2:
+    shares = list(_shares(y, units, folds))
+    if len(shares) < 2:
         return None
-    measured = np.concatenate([held for _, held in folds])
-    total = sum(_draws(share) * len(folds) for share in sizes)
-    points, right, done = [], [], 0
+    total, done = sum(_draws(share) * len(folds) for share in shares), 0
+
+    def one(share: float, draw: int) -> tuple[Floats, int]:
+        """Return which held-out rows one draw of a share is right about, and its size."""
+        nonlocal done
+        rng, hits, images = np.random.default_rng([seed, draw]), [], 0
+        for fit, held in folds:
+            chosen = fit if share == 1 else _drawn(fit, y, units, share, rng)
+            images = max(images, len(chosen))
+            pipeline = spec.fit(_fitting(parameters, len(chosen)), X[chosen], y[chosen], seed)
+            hits.append(class_scores(pipeline, X[held]).argmax(axis=1) == y[held])
+            done += 1
+            if on_fit is not None:
+                on_fit(done, total)
+        return np.concatenate(hits).astype(np.float64), images
+
     with quiet_and_single():
-        for share in sizes:
-            hits = []
-            images = 0
-            for draw in range(_draws(share)):
-                rng = np.random.default_rng([seed, draw])
-                found = np.empty(len(measured), dtype=np.float64)
-                at = 0
-                for fit, held in folds:
-                    chosen = fit if share == 1 else _drawn(fit, y, units, share, rng)
-                    images = max(images, len(chosen))
-                    pipeline = spec.fit(
-                        _fitting(parameters, len(chosen)), X[chosen], y[chosen], seed
-                    )
-                    hit = class_scores(pipeline, X[held]).argmax(axis=1) == y[held]
-                    found[at : at + len(held)] = hit
-                    at += len(held)
-                    done += 1
-                    if on_fit is not None:
-                        on_fit(done, total)
-                hits.append(found)
-            means = [float(h.mean()) for h in hits]
-            points.append(
-                CurvePoint(images, len(hits), float(np.mean(means)), min(means), max(means))
-            )
-            right.append(np.mean(hits, axis=0))
-    gain, interval = paired_difference(right[-2], right[-1], units[measured], seed=seed)
-    return LearningCurve(tuple(points), gain, interval)
+        runs = [[one(share, draw) for draw in range(_draws(share))] for share in shares]
+    half, full = (np.mean([hits for hits, _ in runs[at]], axis=0) for at in (-2, -1))
+    measured = np.concatenate([held for _, held in folds])
+    gain, interval = paired_difference(half, full, units[measured], seed=seed)
+    return LearningCurve(tuple(_point(run) for run in runs), gain, interval)
+
+
+def _point(runs: list[tuple[Floats, int]]) -> CurvePoint:
+    means = [float(hits.mean()) for hits, _ in runs]
+    return CurvePoint(
+        images=max(images for _, images in runs),
+        draws=len(runs),
+        mean=float(np.mean(means)),
+        low=min(means),
+        high=max(means),
+    )
 
 
 def _draws(share: float) -> int:

@@ -21,8 +21,9 @@ from featpipe import embed
 from featpipe._files import content_key, file_key
 from featpipe.errors import FeatpipeError, SourceError, WriteError
 from featpipe.quality import choose, clean, move, move_back, removal_list
-from featpipe.quality.choosing import CHANGED, GONE, JUDGE, KEPT, LINKED, OUTSIDE, UNKNOWN, obstacle
+from featpipe.quality.choosing import CHANGED, GONE, LINKED, OUTSIDE, UNKNOWN, obstacle
 from featpipe.quality.cleaning import KINDS, Cleaning, Problem
+from featpipe.quality.copies import JUDGE, KEPT
 from featpipe.store import EmbeddingStore
 
 
@@ -94,6 +95,31 @@ def test_copies_and_broken_files_move_and_the_first_of_each_stays(
         "to": str(out / "things/broken.jpg"),
     }
     assert [row["path"] for row in rows] == TAKEN
+
+
+def test_a_copy_of_a_copy_stays_where_it_is_unlike_the_first(
+    photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Three crops of a photograph, of which the first and the last stand in no pair."""
+    cat = photos / "living/cat.jpg"
+    with Image.open(cat) as opened:
+        image = opened.convert("RGB")
+    for number in range(3):
+        edge = 0.015 * number
+        box = round(edge * image.width), round(edge * image.height), image.width, image.height
+        image.crop(box).save(cat.with_name(f"cat_{number}.jpg"), quality=90)
+    cat.unlink()
+    store = embed(photos, tiny_backbone, output=tmp_path / "s")
+    found = clean(store, head="centroid")
+    assert {(p.other, p.path) for p in found.of("near-duplicate")} == {
+        ("living/cat_0.jpg", "living/cat_1.jpg"),
+        ("living/cat_1.jpg", "living/cat_2.jpg"),
+    }
+    choice = choose(found, store)
+    assert [(p.path, p.other) for p in choice.problems] == [
+        ("living/cat_1.jpg", "living/cat_0.jpg")
+    ]
+    assert choice.left == {KEPT: 1}
 
 
 def test_what_was_moved_can_be_moved_back(found, store, poor: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def clean(
 
     Without STORE, the newest under embeddings/. What is found is for a person to look at: an
     image that is unlike all others may be the most valuable one. No image is changed; with
-    --move-to images are moved: of those that are copies of one another one stays.
+    --move-to images are moved: a copy goes only if an image stays that it is a copy of.
     """
     _require_sense(as_json, as_csv, move_to, rm_list, null, kinds, dry_run)
     from featpipe.quality import TAKEN

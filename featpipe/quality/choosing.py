@@ -7,14 +7,16 @@ import shlex
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 from featpipe._files import file_key, printable
 from featpipe.errors import FeatpipeError, SourceError
 from featpipe.quality.cleaning import COPIES, KINDS, Cleaning, Kind, Problem
+from featpipe.quality.copies import Copies, part
 from featpipe.quality.looks import source_of
 from featpipe.sources import FolderSource
 from featpipe.store import EmbeddingStore
@@ -28,8 +30,6 @@ CHANGED = "have changed since they were embedded"
 LINKED = "are links, or lie behind one"
 UNKNOWN = "could not be read when they were embedded: nothing tells whether they are the same"
 OUTSIDE = "lie outside the folder"
-JUDGE = "have a copy under another label, which a person must judge (--kind two-labels)"
-KEPT = "are copies of nothing else that stays"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Choice:
     root : Path
         The folder that they lie in, without links.
     problems : tuple of Problem
-        One an image, in the order of the store.
+        One an image, in the order of the store; the ``other`` of a copy stays.
     left : mapping of str to int
         Why images that were named are left where they are, and how many.
     keys : mapping of str to bytes
@@ -67,8 +67,8 @@ def choose(
 ) -> Choice:
     """Choose what is to be taken out of the folder that a store was made from.
 
-    Of images that are copies of one another one stays: those that are listed as copies go,
-    unless nothing would be left then; what stays is looked for, too. Where copies have two
+    A copy goes only if an image stays that it is a copy of itself: a copy of a copy may be
+    unlike the first, and then it stays. What stays is looked for, too. Where copies have two
     labels, one of them is wrong, and nobody knows which: they stay unless ``two-labels`` is
     among the kinds. Files that are gone, have changed, could not be read, or that a link leads
     to are not chosen.
@@ -96,23 +96,42 @@ def choose(
     root = _root(store)
     paths = store.index.paths()
     keys: dict[str, Key | None] = dict(zip(paths, store.index.values("key"), strict=True))
+    copies = Copies(cleaning.problems, wanted, keys, _labels(cleaning, store))
+    alone = _not_as_copies(cleaning, wanted, keys)
+    to_check = copies.images.keys() | alone.keys()
+    checked = count(1)
 
     @cache
     def check(path: str) -> str | None:
-        return obstacle(root, path, keys[path])
-
-    named = _Named(cleaning, wanted, paths, check)
-    left: Counter[str] = Counter()
-    chosen = []
-    for done, problem in enumerate(named.problems, 1):
-        reason = named.spared.get(problem.path) or check(problem.path)
-        if reason is None:
-            chosen.append(problem)
-        else:
-            left[reason] += 1
+        reason = obstacle(root, path, keys[path])
         if progress is not None:
-            progress(Progress(done, len(named.problems), stage="checking"))
-    return Choice(root, tuple(chosen), dict(left), keys)
+            progress(Progress(next(checked), len(to_check), stage="checking"))
+        return reason
+
+    order = [path for path in paths if path in copies.images]
+    parting = part(copies, order, alone.keys(), check)
+    reasons = parting.spared | {path: reason for path in alone if (reason := check(path))}
+    going = {path: one for path, one in alone.items() if path not in reasons} | parting.going
+    chosen = tuple(going[path] for path in paths if path in going)
+    left = Counter(reasons[path] for path in paths if path in reasons)
+    return Choice(root, chosen, dict(left), keys)
+
+
+def _labels(cleaning: Cleaning, store: EmbeddingStore) -> dict[str, str | None]:
+    labels = store.labels(cleaning.target).tolist()
+    given = (None if label is None else str(label) for label in labels)
+    return dict(zip(store.paths, given, strict=True))
+
+
+def _not_as_copies(
+    cleaning: Cleaning, kinds: Collection[Kind], paths: Collection[str]
+) -> dict[str, Problem]:
+    """Return what goes whatever else stays: one problem an image, of the first kind."""
+    first: dict[str, Problem] = {}
+    for problem in cleaning.problems:
+        if problem.kind in kinds and problem.kind not in COPIES and problem.path in paths:
+            first.setdefault(problem.path, problem)
+    return first
 
 
 def removal_list(choice: Choice, *, null: bool = False) -> bytes:
@@ -149,59 +168,6 @@ def _root(store: EmbeddingStore) -> Path:
             "for removal"
         )
     return Path(os.path.realpath(source.root))
-
-
-class _Named:
-    """The images that kinds of problems name, and those of them that are to stay.
-
-    Attributes
-    ----------
-    problems : list of Problem
-        One an image, of the first kind that it is listed under, in the order of the store.
-    spared : dict of str to str
-        Path to reason.
-    """
-
-    def __init__(
-        self,
-        cleaning: Cleaning,
-        kinds: Collection[Kind],
-        paths: Sequence[str],
-        check: Callable[[str], str | None],
-    ) -> None:
-        order = {path: number for number, path in enumerate(paths)}
-        first: dict[str, Problem] = {}
-        for problem in cleaning.problems:
-            if problem.kind in kinds and problem.path in order:
-                first.setdefault(problem.path, problem)
-        self.problems = sorted(first.values(), key=lambda problem: order[problem.path])
-        otherwise = {p.path for p in cleaning.problems if p.kind in kinds and p.kind not in COPIES}
-        copies = first.keys() - otherwise
-        self.spared = {}
-        if "two-labels" not in kinds:
-            judged = {problem.path for problem in cleaning.of("two-labels")}
-            self.spared = dict.fromkeys(copies & judged, JUDGE)
-        copies -= self.spared.keys()
-        for group in _groups(cleaning):
-            going = sorted(group & copies, key=order.__getitem__)
-            staying = sorted((group & order.keys()) - copies - otherwise, key=order.__getitem__)
-            # What stays must be there, as a file of its own: all else may be its only copy.
-            if going and not any(check(path) is None for path in staying):
-                there = next((path for path in going if check(path) is None), going[0])
-                self.spared[there] = KEPT
-
-
-def _groups(cleaning: Cleaning) -> list[set[str]]:
-    group_of: dict[str, set[str]] = {}
-    for problem in cleaning.problems:
-        if problem.kind not in COPIES or problem.other is None:
-            continue
-        mine = group_of.setdefault(problem.path, {problem.path})
-        others = group_of.setdefault(problem.other, {problem.other})
-        if mine is not others:
-            mine |= others
-            group_of.update(dict.fromkeys(others, mine))
-    return list({id(group): group for group in group_of.values()}.values())
 
 
 def obstacle(root: Path, path: str, key: Key | None) -> str | None:

@@ -106,6 +106,8 @@ class Cleaning:
     threshold : str
         From where on images count as copies.
     notes : tuple of str
+    target : str or None
+        The label column that was asked for.
     """
 
     store: str
@@ -113,6 +115,7 @@ class Cleaning:
     problems: tuple[Problem, ...]
     threshold: str
     notes: tuple[str, ...]
+    target: str | None = None
 
     def of(self, kind: Kind) -> tuple[Problem, ...]:
         """Return the problems of one kind."""
@@ -209,6 +212,7 @@ class _Search:
             problems=tuple(problem for problems in found for problem in problems),
             threshold=str(near.threshold),
             notes=tuple(self._notes),
+            target=self._target,
         )
 
     def _problem(

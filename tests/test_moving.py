@@ -122,6 +122,118 @@ def test_a_copy_of_a_copy_stays_where_it_is_unlike_the_first(
     assert choice.left == {KEPT: 1}
 
 
+def arrange(photos: Path, root: Path, places: dict[str, str]) -> Path:
+    """Put photographs, and smaller copies of them, where they are wanted below a new folder."""
+    small = {path.stem: re_encode(path) for path in sorted(photos.rglob("*.jpg"))}
+    for place, name in places.items():
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        stem = name.removesuffix("_small")
+        shutil.copy(
+            small[stem] if name != stem else next(photos.rglob(f"{name}.jpg")), root / place
+        )
+    return root
+
+
+def test_the_copy_with_a_label_stays(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    """Loose files come first in the store, and have none; of two with labels the first stays."""
+    places = {
+        "1.jpg": "cat",
+        "2.jpg": "cat",
+        "living/cat_small.jpg": "cat_small",
+        "living/lawn.jpg": "grass",
+        "living/lawn_small.jpg": "grass_small",
+        "things/coffee.jpg": "coffee",
+    }
+    store = embed(arrange(photos, tmp_path / "set", places), tiny_backbone, output=tmp_path / "s")
+    assert dict(zip(store.paths, store.labels(), strict=True))["1.jpg"] is None
+    choice = choose(clean(store, head="centroid"), store)
+    assert [(p.kind, p.path, p.other) for p in choice.problems] == [
+        ("near-duplicate", "1.jpg", "living/cat_small.jpg"),
+        ("near-duplicate", "2.jpg", "living/cat_small.jpg"),
+        ("near-duplicate", "living/lawn_small.jpg", "living/lawn.jpg"),
+    ]
+    assert choice.left == {}
+    assert choice.by_split(["1.jpg"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "goes"),
+    [("species", "cat.jpg"), ("place", "cat_small.jpg"), (None, "cat.jpg")],
+)
+def test_labels_count_in_the_column_that_is_asked_for(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, target: str | None, goes: str
+) -> None:
+    """Where none is named, the image that has labels in more columns stays."""
+    re_encode(photos / "living/cat.jpg")
+    (tmp_path / "labels.csv").write_text(
+        "path,species,colour,place\n"
+        "living/cat.jpg,,,home\nliving/cat_small.jpg,cat,grey,\nliving/grass.jpg,plant,,garden\n"
+    )
+    store = embed(photos, tiny_backbone, labels=tmp_path / "labels.csv", output=tmp_path / "s")
+    choice = choose(clean(store, head="centroid", target=target), store)
+    assert [p.path for p in choice.problems] == [f"living/{goes}"]
+
+
+def test_the_training_image_stays_and_its_copy_to_measure_on_goes(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, run_cli
+) -> None:
+    """Splits are counted; what is in none goes rather than what is in one."""
+    places = {
+        "extra/living/cat.jpg": "cat",
+        "extra/living/grass.jpg": "grass",
+        "test/living/astronaut.jpg": "astronaut",
+        "test/living/cat_a.jpg": "cat",
+        "test/living/grass.jpg": "grass_small",
+        "test/things/coffee.jpg": "coffee",
+        "train/living/cat_z.jpg": "cat_small",
+        "train/things/gravel.jpg": "gravel",
+        "train/things/gravel_small.jpg": "gravel_small",
+        "train/things/rocket.jpg": "rocket",
+        "val/things/coffee.jpg": "coffee_small",
+        "val/living/retina.jpg": "retina",
+    }
+    root = arrange(photos, tmp_path / "set", places)
+    store = embed(root, tiny_backbone, output=tmp_path / "s")
+    going = {
+        "extra/living/cat.jpg": "train/living/cat_z.jpg",
+        "extra/living/grass.jpg": "test/living/grass.jpg",
+        "test/living/cat_a.jpg": "train/living/cat_z.jpg",
+        "test/things/coffee.jpg": "val/things/coffee.jpg",
+        "train/things/gravel_small.jpg": "train/things/gravel.jpg",
+    }
+    choice = choose(clean(store, head="centroid"), store)
+    assert {p.path: p.other for p in choice.problems} == going
+    base = ("clean", store.path, "--head", "centroid")
+    result = run_cli(*base, "--rm-list", tmp_path / "list")
+    by_split = "by split: 1 in train, 2 in test, 2 in no split"
+    assert result.err.splitlines() == [f"5 images listed → {tmp_path}/list", by_split]
+    for option in (["--dry-run"], []):
+        result = run_cli(*base, "--move-to", tmp_path / "out", *option)
+        assert by_split in result.err.splitlines()
+    assert list(contents(tmp_path / "out")) == list(going)
+
+
+def test_without_a_split_train_what_is_in_none_is_learnt_on_and_stays(
+    photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """As `fit` divides a store: the image to measure on is the leak."""
+    places = {
+        "more/living/cat.jpg": "cat",
+        "more/things/rocket.jpg": "rocket",
+        "test/living/cat.jpg": "cat_small",
+        "test/things/coffee.jpg": "coffee",
+        "val/living/grass.jpg": "grass",
+        "val/things/gravel.jpg": "gravel",
+    }
+    root = arrange(photos, tmp_path / "set", places)
+    store = embed(root, tiny_backbone, output=tmp_path / "s")
+    assert {str(split) for split in store.splits} == {"None", "test", "val"}
+    choice = choose(clean(store, head="centroid"), store)
+    assert [(p.path, p.other) for p in choice.problems] == [
+        ("test/living/cat.jpg", "more/living/cat.jpg")
+    ]
+
+
 def test_what_was_moved_can_be_moved_back(found, store, poor: Path, tmp_path: Path) -> None:
     """All but what is gone from there, and what would take another's place."""
     before = contents(poor)

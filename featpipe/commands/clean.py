@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,10 +179,17 @@ def _move(
         say(f"moved {len(moved.moves):,} images to {moved.directory}")
     else:
         say("nothing was moved")
+    _say_splits(moved.splits)
     for reason, count in moved.left.items():
         say(f"{count:,} stay where they are: they {reason}")
     if moved.moves and not dry_run:
         say(f"{moved.directory / 'moved.csv'} lists them; run `featpipe embed` again")
+
+
+def _say_splits(counts: Mapping[str | None, int]) -> None:
+    if counts:
+        parts = (f"{count:,} in {name or 'no split'}" for name, count in counts.items())
+        say(f"by split: {', '.join(parts)}")
 
 
 def _list(
@@ -200,6 +207,7 @@ def _list(
         with atomic_file(Path(where)) as file:
             file.write(listed)
     say(f"{len(choice.problems):,} images listed" + ("" if where == "-" else f" → {where}"))
+    _say_splits(choice.by_split(problem.path for problem in choice.problems))
     for reason, count in choice.left.items():
         say(f"{count:,} are not listed: they {reason}")
 

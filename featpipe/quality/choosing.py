@@ -7,7 +7,7 @@ import shlex
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
@@ -24,6 +24,9 @@ from featpipe.types import Key, Progress, ProgressCallback
 
 TAKEN: tuple[Kind, ...] = ("unreadable", "duplicate", "near-duplicate")
 """What is taken out unless other kinds are named: nothing that a person must judge first."""
+
+SPLITS = ("train", "val", "test")
+"""From what is learnt on to what is measured on at the very end."""
 
 GONE = "are gone"
 CHANGED = "have changed since they were embedded"
@@ -44,14 +47,22 @@ class Choice:
         One an image, in the order of the store; the ``other`` of a copy stays.
     left : mapping of str to int
         Why images that were named are left where they are, and how many.
-    keys : mapping of str to bytes
-        Contents of all images of the store, by path.
+    splits, keys : mapping of str to str, mapping of str to bytes
+        Splits (None: in none) and contents of all images of the store, by path.
     """
 
     root: Path
     problems: tuple[Problem, ...]
     left: Mapping[str, int]
+    splits: Mapping[str, str | None] = field(repr=False)
     keys: Mapping[str, Key | None] = field(repr=False)
+
+    def by_split(self, paths: Iterable[str]) -> dict[str | None, int]:
+        """Count images by split, those in none last; nothing where the store has no splits."""
+        if not any(self.splits.values()):
+            return {}
+        found = Counter(self.splits[path] for path in paths)
+        return {name: found[name] for name in (*SPLITS, None) if found[name]}
 
     def files(self) -> tuple[Path, ...]:
         """Return where the images are."""
@@ -68,7 +79,9 @@ def choose(
     """Choose what is to be taken out of the folder that a store was made from.
 
     A copy goes only if an image stays that it is a copy of itself: a copy of a copy may be
-    unlike the first, and then it stays. What stays is looked for, too. Where copies have two
+    unlike the first, and then it stays. What stays is looked for, too: rather one with a label,
+    then one to learn on (so that what it would be measured on goes, and with it the leak), then
+    the first of the store. Where copies have two
     labels, one of them is wrong, and nobody knows which: they stay unless ``two-labels`` is
     among the kinds. Files that are gone, have changed, could not be read, or that a link leads
     to are not chosen.
@@ -108,19 +121,37 @@ def choose(
             progress(Progress(next(checked), len(to_check), stage="checking"))
         return reason
 
-    order = [path for path in paths if path in copies.images]
+    order = sorted(copies.images, key=_rank(cleaning, store, paths))
     parting = part(copies, order, alone.keys(), check)
     reasons = parting.spared | {path: reason for path in alone if (reason := check(path))}
     going = {path: one for path, one in alone.items() if path not in reasons} | parting.going
     chosen = tuple(going[path] for path in paths if path in going)
     left = Counter(reasons[path] for path in paths if path in reasons)
-    return Choice(root, chosen, dict(left), keys)
+    splits = dict(zip(paths, store.index.values("split"), strict=True))
+    return Choice(root, chosen, dict(left), splits, keys)
 
 
 def _labels(cleaning: Cleaning, store: EmbeddingStore) -> dict[str, str | None]:
     labels = store.labels(cleaning.target).tolist()
     given = (None if label is None else str(label) for label in labels)
     return dict(zip(store.paths, given, strict=True))
+
+
+def _rank(
+    cleaning: Cleaning, store: EmbeddingStore, paths: Sequence[str]
+) -> Callable[[str], tuple[int, int, int]]:
+    """Return what orders copies: which of them stays rather."""
+    columns = [cleaning.target] if cleaning.target else store.label_columns
+    labels = Counter[str]()
+    for column in columns:
+        given = zip(store.paths, store.labels(column).tolist(), strict=True)
+        labels.update(path for path, label in given if label is not None)
+    splits = dict(zip(store.paths, store.splits.tolist(), strict=True))
+    # As in `featpipe.splits`: without a split train the images of no split are learnt on.
+    used = SPLITS if "train" in splits.values() else (None, *SPLITS)
+    places = {name: number for number, name in enumerate(used)}
+    position = {path: number for number, path in enumerate(paths)}
+    return lambda path: (-labels[path], places.get(splits[path], len(used)), position[path])
 
 
 def _not_as_copies(

@@ -61,6 +61,8 @@ class Moved:
         Done, or, in a dry run, still to be done.
     left : mapping of str to int
         Why images that were named are left where they are, and how many.
+    splits : mapping of str or None to int
+        How many of ``moves`` are of which split; empty where the store has none.
     is_done : bool
         False after a dry run.
     """
@@ -68,6 +70,7 @@ class Moved:
     directory: Path
     moves: tuple[Move, ...]
     left: Mapping[str, int]
+    splits: Mapping[str | None, int]
     is_done: bool
 
 
@@ -117,7 +120,8 @@ def move(
     before = dict.fromkeys(_read(folder / FILE_NAME))
     half_way = {one for one in moves if not _is_free(one, before, choice.keys[one.path])}
     if dry_run:
-        return Moved(folder, tuple(moves), choice.left, is_done=False)
+        splits = choice.by_split(one.path for one in moves)
+        return Moved(folder, tuple(moves), choice.left, splits, is_done=False)
     return _Journey(choice, folder, before, half_way, progress).go(moves)
 
 
@@ -169,7 +173,7 @@ class _Journey:
     def go(self, moves: list[Move]) -> Moved:
         left, done = Counter(self._choice.left), list[Move]()
         if not moves:
-            return Moved(self._folder, (), dict(left), is_done=True)
+            return Moved(self._folder, (), dict(left), {}, is_done=True)
         # The list is there before its images are: whatever happens, it can be undone.
         self._note(moves)
         try:
@@ -183,7 +187,8 @@ class _Journey:
                     self._progress(Progress(number, len(moves), stage="moving"))
         finally:
             self._note([one for one in moves if one.target.exists()])
-        return Moved(self._folder, tuple(done), dict(left), is_done=True)
+        splits = self._choice.by_split(one.path for one in done)
+        return Moved(self._folder, tuple(done), dict(left), splits, is_done=True)
 
     def _note(self, moves: list[Move]) -> None:
         _write(self._folder, list(dict.fromkeys([*self._before, *moves])))

@@ -329,7 +329,11 @@ def test_evaluate_compares_two_heads(work: Path, fitted: Path, run_cli) -> None:
     assert result.code == 0
     value = json.loads(result.out)
     assert value["second"]["head"] == "second"
-    assert value["n_samples"] == 12
+    assert (value["n_samples"], value["better"]) == (12, None)
+    assert value["sentence"] == (
+        f"no verdict: {fitted} and second were fitted on all of these 12 images, or on copies of "
+        "them, which flatters them: compare on images that are new to both"
+    )
     too_good = (
         "the head was fitted on these images: the figures are too good; its estimate for new ones "
         "is what `featpipe fit` printed."

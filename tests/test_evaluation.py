@@ -397,11 +397,74 @@ def test_nothing_in_common_is_said() -> None:
     )
 
 
-def test_images_that_either_head_has_learnt_are_counted(demo, head) -> None:
-    """Once where both say the same."""
-    [note] = compare(evaluate(head, demo, split="all"), evaluate(head, demo, split="all")).notes
-    assert note == (
-        f"{head!r}: the head was fitted on 160 of these 360 images: the figures are too good"
+def test_images_that_either_head_has_learnt_are_left_out(demo, head) -> None:
+    """A head that has seen the images of the split test is measured on the others: none is."""
+    seen = fit(half(demo, "test"), "knn", check=False)
+    found = compare(evaluate(seen, demo), evaluate(head, demo))
+    assert found.n_samples == 100
+    unseen = np.flatnonzero(demo.splits == "test")[1::2]
+    assert found.first.accuracy == (seen.predict(demo.X[unseen]) == demo.labels()[unseen]).mean()
+    assert found.notes == (
+        f"100 images that {seen!r} or {head!r} was fitted on, or copies of them, are left out",
+    )
+    assert found.withheld == ""
+    there, back = evaluate(head, demo), evaluate(seen, demo)
+    assert compare(there, back).difference == -found.difference
+
+
+def half(store: EmbeddingStore, split: str) -> EmbeddingStore:
+    """Return every second image of a split as a store of its own, of no split."""
+    rows = np.flatnonzero(store.splits == split)[::2]
+    labels = [str(label) for label in store.labels()[rows]]
+    path = store.path.with_name(f"half-{split}")
+    return make_store(path, store.X[rows], labels, contents=rows.tolist())
+
+
+def test_the_same_head_twice_is_said_once(demo, head) -> None:
+    """All images of which 160 were learnt on: 200 are compared."""
+    found = evaluate(head, demo, split="all")
+    both = compare(found, found)
+    assert both.n_samples == 200
+    assert both.notes == (
+        "160 images that the first head or the second head was fitted on, or copies of them, are "
+        "left out",
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_where_all_was_learnt_there_is_no_verdict(demo, head, tmp_path, split) -> None:
+    """By one head or by both together: the figures stand, and the sentence says why no more."""
+    X, labels, splits = demo_vectors()
+    here = np.flatnonzero(np.array(splits) == "train")
+    names = [labels[i] for i in here]
+    store = make_store(tmp_path / "m", X[here], names, splits=[split] * 160, contents=here.tolist())
+    rest = half(demo, "test")
+    other = fit(rest, "centroid", check=False)
+    found = compare(evaluate(other, store, split=split), evaluate(head, store, split=split))
+    assert found.n_samples == 160
+    assert found.difference < 0
+    assert found.better is None
+    assert found.withheld == (
+        f"{head!r} was fitted on all of these 160 images, or on copies of them, which flatters "
+        "it: compare on images that are new to both"
+    )
+    assert found.sentence() == f"no verdict: {found.withheld}"
+    assert found.table().splitlines()[-1] == found.sentence()
+    value = found.to_json()
+    assert (value["better"], value["withheld"]) == (None, found.withheld)
+    [note] = found.notes
+    assert note.startswith(f"{head!r}: the head was fitted on these images: ")
+
+
+def test_two_heads_that_have_learnt_all_between_them_have_no_verdict() -> None:
+    """Each has seen one half of the images; either half flatters the one."""
+    flags = np.arange(40) < 20
+    first = made([True] * 40, learnt=flags)
+    found = compare(first, made([False] * 40, head="b", learnt=~flags))
+    assert (found.n_samples, found.better) == (40, None)
+    assert found.sentence() == (
+        "no verdict: a or b was fitted on each of these 40 images, or on a copy of it, which "
+        "flatters them: compare on images that are new to both"
     )
 
 
@@ -413,4 +476,5 @@ def test_a_comparison_is_plain_json(demo, head, poorer) -> None:
     assert value["better"] == "first"
     assert value["sentence"] == found.sentence()
     assert value["second"]["only_right"] == found.second.only_right
+    assert value["withheld"] is None
     assert (value["split"], value["n_samples"], value["notes"]) == ("test", 200, [])

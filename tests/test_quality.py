@@ -608,8 +608,14 @@ def test_evaluate_finds_copies_of_training_images(
     assert found.rest is not None
     assert found.rest.n_samples == n - 3
     assert found.to_json()["without_training_images"]["n_samples"] == n - 3
+    assert [found.paths[i] for i in np.flatnonzero(found.learnt)] == [
+        "test/living/cat_small.jpg",
+        "test/living/grass_again.jpg",
+        "test/things/coffee_small.jpg",
+    ]
     unchecked = evaluate(head, store, check=False)
     assert len(unchecked.notes) == 1
+    assert unchecked.learnt.sum() == 1
     assert unchecked.rest is not None
     assert unchecked.rest.n_samples == n - 1
     head.save(tmp_path / "h")
@@ -642,4 +648,41 @@ def test_evaluate_says_that_groups_are_shared(
     assert evaluate(head, store).notes[1] == (
         f"{len(store)} images are gone, have changed since they were embedded, or cannot be read: "
         "copies among them are not found"
+    )
+
+
+def test_a_head_that_has_seen_the_images_is_not_called_better(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, run_cli
+) -> None:
+    """Files and re-encoded copies that either head has learnt are left out; or all, and said."""
+    root = tmp_path / "both"
+    shutil.copytree(photos, root / "train")
+    for name in ("living/cat.jpg", "things/coffee.jpg"):
+        copy = re_encode(root / "train" / name)
+        new = root / "test" / name.replace(".jpg", "_small.jpg")
+        new.parent.mkdir(parents=True)
+        copy.rename(new)
+    alone = ("living/retina", "living/grass", "things/rocket", "things/gravel", "things/galaxies")
+    for name in (f"{stem}.jpg" for stem in alone):
+        (root / "train" / name).rename(root / "test" / name)
+    store = embed(root, tiny_backbone, output=tmp_path / "s")
+    fit(store, "centroid", cv=2, check=False).save(tmp_path / "h")
+    for name in (f"{stem}.jpg" for stem in alone):
+        place = tmp_path / "seen" / ("test" if "galaxies" in name else "train") / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "test" / name, place)
+    seen = embed(tmp_path / "seen", tiny_backbone, output=tmp_path / "t")
+    fit(seen, "knn", tune=False, check=False, cv=2).save(tmp_path / "g")
+    both = ("evaluate", tmp_path / "g", store.path, "--against", tmp_path / "h")
+    result = run_cli(*both, "--json")
+    value = json.loads(result.out)
+    assert (result.code, value["n_samples"]) == (0, 1)
+    assert result.err == (
+        f"Note: 6 images that {tmp_path}/g or {tmp_path}/h was fitted on, or copies of them, are "
+        "left out.\n"
+    )
+    result = run_cli(*both, "--split", "train")
+    assert result.out.splitlines()[-1] == (
+        f"no verdict: {tmp_path}/h was fitted on all of these 5 images, or on copies of them, "
+        "which flatters it: compare on images that are new to both"
     )

@@ -253,7 +253,7 @@ def evaluate(
     """Measure HEAD on the labelled images of STORE, with 95 % intervals.
 
     With --against, say whether HEAD or HEAD2 is better: how far apart they are on the same
-    images, and whether that may be chance.
+    images that neither has learnt on, and whether that may be chance.
     """
     from featpipe.evaluation import PLOT_FORMATS, compare
     from featpipe.evaluation import evaluate as measure

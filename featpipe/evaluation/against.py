@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from featpipe.metrics import compute_metrics, mcnemar, paired_difference
 _CHANCE = 0.05
 
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class HeadComparison:
     first, second : Side
     split : str or None
     n_samples : int
-        Images that both were measured on.
+        Images that both were measured on, and that neither has learnt on.
     difference : float
         Accuracy of the first minus that of the second, in points.
     interval : tuple of float
@@ -67,6 +68,8 @@ class HeadComparison:
         Of McNemar's exact test.
     notes : tuple of str
         What is said of either head, and of images that were left out.
+    withheld : str
+        Why no head is called better, whatever the figures; empty where nothing forbids it.
     """
 
     first: Side
@@ -77,26 +80,28 @@ class HeadComparison:
     interval: tuple[float, float]
     p_value: float
     notes: tuple[str, ...]
+    withheld: str
 
     @property
     def better(self) -> Side | None:
-        """The better head; None where the images do not tell.
+        """The better head; None where the images do not tell, or were learnt on.
 
         Both must say so: the interval, which keeps images of one group together, and the
         test, which is exact where few images differ.
         """
         low, high = self.interval
-        if low <= 0 <= high or self.p_value >= _CHANCE:
+        if self.withheld or low <= 0 <= high or self.p_value >= _CHANCE:
             return None
         return self.first if self.difference > 0 else self.second
 
     def names(self) -> tuple[str, str]:
         """Return what the heads are called, fit for a terminal."""
-        first, second = printable(self.first.head), printable(self.second.head)
-        return (first, second) if first != second else ("the first head", "the second head")
+        return _names(self.first.head, self.second.head)
 
     def sentence(self) -> str:
         """Return in words whether one is better."""
+        if self.withheld:
+            return f"no verdict: {self.withheld}"
         names, better = self.names(), self.better
         low, high = self.interval
         if better is None:
@@ -124,6 +129,7 @@ class HeadComparison:
             "interval_95": list(self.interval),
             "mcnemar_p_value": self.p_value,
             "better": None if better is None else "first" if better is self.first else "second",
+            "withheld": self.withheld or None,
             "sentence": self.sentence(),
             "notes": list(self.notes),
         }
@@ -152,8 +158,9 @@ def compare(first: Evaluation, second: Evaluation, *, seed: int = 0) -> HeadComp
     """Compare two heads, image by image.
 
     Images are paired by path and content, so the heads may be of different backbones and the
-    evaluations of two stores. What only one of them holds, or what has two labels, is left
-    out and counted.
+    evaluations of two stores. What only one of them holds, what has two labels, and what
+    either head has learnt on, or a copy of it, is left out and counted. Where nothing else is
+    there, all of it is compared, and neither head is called better.
 
     Parameters
     ----------
@@ -185,6 +192,8 @@ def compare(first: Evaluation, second: Evaluation, *, seed: int = 0) -> HeadComp
             f"({_place(first)}): stores are paired by path and content, so both must come from "
             "one source"
         )
+    rows, told, withheld = _unseen(first, second, rows)
+    notes += told
     right = [_right(e, rows[:, side]) for side, e in enumerate((first, second))]
     units = None if first.units is None else first.units[rows[:, 0]]
     difference, interval = paired_difference(right[1], right[0], units, seed=seed)
@@ -207,13 +216,13 @@ def compare(first: Evaluation, second: Evaluation, *, seed: int = 0) -> HeadComp
         interval=interval,
         p_value=mcnemar(right[0], right[1]),
         notes=tuple(notes),
+        withheld=withheld,
     )
 
 
 def _common(first: Evaluation, second: Evaluation) -> tuple[Ints, list[str]]:
     """Return the positions of each image in both, (n, 2), and what is to be said."""
-    told = [f"{printable(e.head)}: {note}" for e in (first, second) for note in e.notes]
-    notes = list(dict.fromkeys(told))
+    notes = _told(first, second, lambda e: [n for n in e.notes if n not in e.leak_notes])
     there = {image: at for at, image in enumerate(_images(second))}
     pairs = [(at, there[image]) for at, image in enumerate(_images(first)) if image in there]
     alone = len(first.y) + len(second.y) - 2 * len(pairs)
@@ -223,6 +232,55 @@ def _common(first: Evaluation, second: Evaluation) -> tuple[Ints, list[str]]:
     if len(same) < len(pairs):
         notes.append(f"{len(pairs) - len(same):,} images that have two labels are left out")
     return np.array(same, dtype=np.int64).reshape(-1, 2), notes
+
+
+def _unseen(first: Evaluation, second: Evaluation, rows: Ints) -> tuple[Ints, list[str], str]:
+    """Leave out what either head has learnt on, unless that is all; and say so.
+
+    What a head has learnt by heart it is right about: of new images that tells nothing.
+    """
+    learnt = _learnt(first, rows[:, 0]), _learnt(second, rows[:, 1])
+    seen = learnt[0] | learnt[1]
+    a, b = _names(first.head, second.head)
+    if not seen.any():
+        return rows, [], ""
+    if not seen.all():
+        left_out = f"{seen.sum():,} images that {a} or {b} was fitted on, or copies of them"
+        return rows[~seen], [f"{left_out}, are left out"], ""
+    told = _told(first, second, lambda e: e.leak_notes)
+    return rows, told, _why(a, b, [bool(flags.all()) for flags in learnt], len(rows))
+
+
+def _why(a: str, b: str, has_all: list[bool], n: int) -> str:
+    """Say why heads that have learnt all ``n`` images between them cannot be compared."""
+    all_of = f"fitted on all of these {n:,} images, or on copies of them, which flatters"
+    if all(has_all):
+        who = f"{a} and {b} were {all_of} them"
+    elif any(has_all):
+        who = f"{a if has_all[0] else b} was {all_of} it"
+    else:
+        who = (
+            f"{a} or {b} was fitted on each of these {n:,} images, or on a copy of it, which "
+            "flatters them"
+        )
+    return f"{who}: compare on images that are new to both"
+
+
+def _learnt(evaluation: Evaluation, rows: Ints) -> Flags:
+    return np.zeros(len(rows), bool) if evaluation.learnt is None else evaluation.learnt[rows]
+
+
+def _told(
+    first: Evaluation, second: Evaluation, notes: Callable[[Evaluation], Iterable[str]]
+) -> list[str]:
+    """Return notes of both, each once, with the head that it is of."""
+    told = [f"{printable(e.head)}: {note}" for e in (first, second) for note in notes(e)]
+    return list(dict.fromkeys(told))
+
+
+def _names(first: str, second: str) -> tuple[str, str]:
+    a, b = printable(first), printable(second)
+    return (a, b) if a != b else ("the first head", "the second head")
 
 
 def _images(evaluation: Evaluation) -> Iterator[tuple[str, bytes]]:

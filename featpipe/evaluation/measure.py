@@ -45,6 +45,10 @@ class Evaluation:
         Images of one group, and equal ones, share one.
     rest : Metrics or None
         Without images that the head has learnt on, or copies of them, where there are any.
+    learnt : ndarray of bool, (n,), or None
+        Whether the head has learnt on an image, or on a copy of it; None where nobody has looked.
+    leak_notes : tuple of str
+        Those of the notes that say so.
     """
 
     head: str
@@ -59,6 +63,8 @@ class Evaluation:
     keys: tuple[Key, ...] = ()
     units: NDArray[np.int64] | None = None
     rest: Metrics | None = None
+    learnt: NDArray[np.bool_] | None = None
+    leak_notes: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         """Give the figures under their own names: ``evaluation.accuracy``."""
@@ -161,7 +167,7 @@ def evaluate(
             seed=seed,
         )
 
-    is_new = ~(leaks.equal | leaks.copied)
+    learnt = leaks.equal | leaks.copied
     return Evaluation(
         head=repr(fitted) if isinstance(head, Head) else str(head),
         store=str(opened.path),
@@ -171,10 +177,12 @@ def evaluate(
         y=y,
         probabilities=probabilities,
         notes=(*_notes(opened, fitted, name, labels, chosen, len(rows)), *leaks.notes),
+        leak_notes=tuple(leaks.notes),
         paths=tuple(opened.paths[i] for i in rows),
         keys=tuple(opened.keys[i] for i in rows),
         units=units,
-        rest=figures(is_new) if is_new.any() and not is_new.all() else None,
+        rest=figures(~learnt) if learnt.any() and not learnt.all() else None,
+        learnt=learnt,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from vectors import demo_vectors, make_store, small
 
 import featpipe
+from featpipe import embed
 from featpipe.commands import probe as command
 from featpipe.errors import FeatpipeError, HeadError, LabelError, StoreError
 from featpipe.evaluation import PROTOCOLS, few_shot_curve, probe
@@ -574,6 +576,37 @@ def test_equal_images_count_once(tmp_path) -> None:
         "1 classes (class 0) have fewer than 5 distinct images, 1 at the least: there a draw takes "
         "all of them",
     )
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+@pytest.mark.parametrize("split", [True, False])
+def test_an_image_under_two_labels_is_learnt_under_both(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, head, split
+) -> None:
+    """The only image of a class is a file of another, too: no class is lost, and it is said."""
+    root = tmp_path / "set"
+    (root / "train/zoo").mkdir(parents=True)
+    shutil.copytree(photos, root / "train", dirs_exist_ok=True)
+    shutil.copy(photos / "living/cat.jpg", root / "train/zoo/tom.jpg")
+    shutil.copy(photos / "living/cat.jpg", root / "train/living/cat_again.jpg")
+    for name in ("living/grass.jpg", "things/rocket.jpg") if split else ():
+        place = root / "test" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (root / "train" / name).rename(place)
+    store = embed(root if split else root / "train", tiny_backbone, output=tmp_path / "s")
+    curve = few_shot_curve(store, head, shots=[1, 2], repeats=3)
+    assert curve.classes == ("living", "things", "zoo")
+    assert [point.images for point in curve.points] == [3, 5]
+    where = "train/" if split else ""
+    clash = (
+        f"equal images under two labels: {where}living/cat.jpg (living) = {where}zoo/tom.jpg "
+        "(zoo): correct one label"
+    )
+    assert clash in curve.notes
+    assert (
+        "1 classes (zoo) have fewer than 2 distinct images, 1 at the least: there a draw takes "
+        "all of them"
+    ) in curve.notes
 
 
 def test_without_splits_a_half_is_held_out(tmp_path) -> None:

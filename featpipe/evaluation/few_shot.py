@@ -21,7 +21,7 @@ from featpipe.heads import HeadSpec, head_spec
 from featpipe.heads.registry import class_scores
 from featpipe.labelled import units_of_rows
 from featpipe.model_selection.tuning import quiet_and_single
-from featpipe.store import EmbeddingStore, repeated_keys
+from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
 from featpipe.types import Progress, ProgressCallback
 from featpipe.vectors import finite_vectors
 
@@ -206,9 +206,10 @@ def few_shot_curve(
 ) -> FewShotCurve:
     """Measure heads that learn on a few images of every class, drawn several times.
 
-    The images of a draw with fewer shots are the first of those with more. Equal images count
-    once. A class with fewer images than shots gives all it has. The head has its default
-    parameters, as `featpipe.fit` with ``tune=False``: a few images are no ground to choose on.
+    The images of a draw with fewer shots are the first of those with more. Equal images of a
+    class count once; those under two labels count for both, and a note names them. A class with
+    fewer images than shots gives all it has. The head has its default parameters, as
+    `featpipe.fit` with ``tune=False``: a few images are no ground to choose on.
 
     The split ``test`` is measured, or else ``val``; without either, a half of the images, drawn
     once by class, equal ones and those of a group together.
@@ -291,7 +292,7 @@ def shots_of(y: Ints, shots: Sequence[int], seed: int, draw: int) -> list[Ints]:
 
 
 def _divided(store: EmbeddingStore, parts: Parts, seed: int) -> tuple[Ints, Ints, list[str]]:
-    """Return the rows to draw shots from, each image once, and the rows to measure on."""
+    """Return the rows to draw shots from, each image of a class once, and those to measure."""
     train, measured, notes = parts.train, parts.measured, []
     if parts.split is None:
         measured = held_out(store, train, parts.y[train], int(_HELD_OUT * len(train)), seed)
@@ -309,9 +310,13 @@ def _divided(store: EmbeddingStore, parts: Parts, seed: int) -> tuple[Ints, Ints
         notes.append(f"{len(parts.val)} images of the split val are not used")
     notes += overlaps(store, train, measured)[1]
     keys = [store.keys[i] for i in train]
-    first = {key: at for at, key in reversed(list(enumerate(keys)))}
-    pool = train[sorted(first.values())] if len(repeated_keys(keys)) else train
-    return pool, measured, notes
+    if not len(repeated_keys(keys)):
+        return train, measured, notes
+    names = [parts.classes[k] for k in parts.y[train]]
+    notes += label_conflicts(zip(keys, (store.paths[i] for i in train), names, strict=True))
+    # Under two labels it counts for both: a class may have no other image.
+    first = {image: at for at, image in reversed(list(enumerate(zip(keys, names, strict=True))))}
+    return train[sorted(first.values())], measured, notes
 
 
 def _short(sizes: Ints, most: int, classes: Sequence[str]) -> Iterator[str]:

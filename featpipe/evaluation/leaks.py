@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from featpipe._files import printable
 from featpipe.heads import Head
 from featpipe.heads.persistence import short_key
-from featpipe.quality import find_near_duplicates
-from featpipe.quality.findings import MOST_IMAGES, TOO_MANY, unseen
 from featpipe.store import EmbeddingStore
 from featpipe.types import ProgressCallback
 
@@ -83,6 +81,10 @@ def find_leaks(
     nothing = np.zeros(len(rows), dtype=bool)
     if not is_learnt.any() or equal.all():
         return Leaks(equal, nothing, None)
+    # Who measures without looking for copies needs no decoder of images.
+    from featpipe.quality import find_near_duplicates  # noqa: PLC0415
+    from featpipe.quality.findings import MOST_IMAGES, TOO_MANY, unseen  # noqa: PLC0415
+
     said = list(_shared_groups(store, is_learnt, rows[~equal]))
     if not check or len(store) > MOST_IMAGES:
         return Leaks(equal, nothing, None, (*said, *([TOO_MANY] if check else [])))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from featpipe._files import atomic_file, guard_cell, printable
 from featpipe.commands._common import debug_option, print_json, progress_display, say
@@ -74,9 +75,19 @@ _KINDS = (
     help="What --move-to and --rm-list take; several times for several. [default: unreadable, "
     "duplicate, near-duplicate]",
 )
-@click.option("--dry-run", is_flag=True, help="Say what --move-to would move; move nothing.")
+@click.option(
+    "--move-back",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Undo --move-to DIR, by the list in DIR; no STORE is needed.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say what --move-to or --move-back would move; move nothing."
+)
 @debug_option
+@click.pass_context
 def clean(
+    context: click.Context,
     store: Path | None,
     head: str,
     target: str | None,
@@ -88,6 +99,7 @@ def clean(
     rm_list: str | None,
     null: bool,
     kinds: tuple[Kind, ...],
+    move_back: Path | None,
     dry_run: bool,
 ) -> None:
     """Find copies, wrong labels and poor images in STORE.
@@ -96,19 +108,18 @@ def clean(
     image that is unlike all others may be the most valuable one. No image is changed; with
     --move-to images are moved: a copy goes only if an image stays that it is a copy of.
     """
+    if move_back is not None:
+        _require_alone(context)
+        _move_back(move_back, dry_run)
+        return
     _require_sense(as_json, as_csv, move_to, rm_list, null, kinds, dry_run)
     from featpipe.quality import TAKEN
     from featpipe.quality import clean as look
     from featpipe.quality.sheet import require_png
-    from featpipe.store import EmbeddingStore, newest_store
 
     if sheet is not None:
         require_png(sheet)
-    if store is None:
-        opened = newest_store()
-        say(f"using the newest store: {opened.path}")
-    else:
-        opened = EmbeddingStore.open(store)
+    opened = _opened(store)
     with progress_display("images") as progress:
         found = look(opened, head=head, target=target, progress=progress)
     for note in found.notes:
@@ -125,6 +136,16 @@ def clean(
         _move(found, opened, move_to, kinds or TAKEN, dry_run)
     if rm_list is not None:
         _list(found, opened, rm_list, kinds or TAKEN, null)
+
+
+def _opened(store: Path | None) -> EmbeddingStore:
+    from featpipe.store import EmbeddingStore, newest_store
+
+    if store is not None:
+        return EmbeddingStore.open(store)
+    newest = newest_store()
+    say(f"using the newest store: {newest.path}")
+    return newest
 
 
 def _require_sense(
@@ -148,11 +169,24 @@ def _require_sense(
             kinds and not any(taken),
             "--kind says what --move-to or --rm-list takes: give one of them, too",
         ),
-        (dry_run and not taken[0], "--dry-run says what --move-to would do: give it, too"),
+        (
+            dry_run and not taken[0],
+            "--dry-run says what --move-to or --move-back would do: give one of them, too",
+        ),
         (null and not taken[1], "--null says how --rm-list writes: give it, too"),
     ):
         if is_wrong:
             raise click.UsageError(sentence)
+
+
+def _require_alone(context: click.Context) -> None:
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if given - {"move_back", "dry_run"}:
+        raise click.UsageError("--move-back needs no STORE and no other option but --dry-run")
 
 
 def _draw(found: Cleaning, store: EmbeddingStore, sheet: Path) -> None:
@@ -184,6 +218,25 @@ def _move(
         say(f"{count:,} stay where they are: they {reason}")
     if moved.moves and not dry_run:
         say(f"{moved.directory / 'moved.csv'} lists them; run `featpipe embed` again")
+
+
+def _move_back(folder: Path, dry_run: bool) -> None:
+    from featpipe.quality import move_back
+
+    with progress_display("images") as progress:
+        found = move_back(folder, dry_run=dry_run, progress=progress)
+    if not found.moves:
+        say("nothing would move back" if dry_run else "nothing was moved back")
+    elif dry_run:
+        for one in found.moves:
+            say(f"would move {one.path} back to {one.source}")
+        say(f"{len(found.moves):,} images would move back to {found.root}")
+    else:
+        say(f"moved {len(found.moves):,} images back to {found.root}")
+    for reason, count in found.left.items():
+        say(f"{count:,} of the list are not moved back: they {reason}")
+    if found.moves and not dry_run:
+        say("run `featpipe embed` again")
 
 
 def _say_splits(counts: Mapping[str | None, int]) -> None:

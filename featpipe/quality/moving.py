@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 import tempfile
@@ -13,41 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from featpipe._files import (
-    atomic_file,
-    escape_path,
-    file_key,
-    fsync_folder,
-    guard_cell,
-    make_folder,
-    show_path,
-    unescape_path,
-    unguard_cell,
-    write_error,
-)
+from featpipe._files import file_key, fsync_folder, make_folder, printable, show_path, write_error
 from featpipe.errors import WriteError
 from featpipe.quality.choosing import CHANGED, TAKEN, Choice, choose, obstacle
 from featpipe.quality.cleaning import Cleaning, Kind
+from featpipe.quality.journal import FILE_NAME, Move, are_apart, flaw, read_moves, write_moves
 from featpipe.store import EmbeddingStore
 from featpipe.types import Key, Progress, ProgressCallback
-
-FILE_NAME = "moved.csv"
-_HEADER = ("kind", "path", "from", "to")
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One image, where it was and where it is now; a row of ``moved.csv``."""
-
-    kind: str
-    path: str
-    source: Path
-    target: Path
-
-    def cells(self) -> list[str]:
-        """Return the row; paths are escaped as in a store, and for spreadsheets."""
-        paths = self.path, str(self.source), str(self.target)
-        return [self.kind, *(guard_cell(escape_path(path)) for path in paths)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +66,7 @@ def move(
     cleaning, store, kinds
         As of `choose`, which says what stays.
     directory : path
-        Apart from the folder of the images.
+        Apart from the folder of the images, and from the store.
     dry_run : bool
         Check everything and move nothing.
     progress : callable, optional
@@ -113,47 +83,23 @@ def move(
     choice = choose(cleaning, store, kinds, progress=progress)
     folder = Path(os.path.realpath(directory))
     _require_apart(choice.root, folder)
+    if not are_apart(Path(os.path.realpath(store.path)), folder):
+        raise WriteError(
+            f"cannot move images to {show_path(folder)}: it lies in the store, or around it; give "
+            "a folder apart from it"
+        )
     moves = [
         Move(problem.kind, problem.path, file, folder / problem.path)
         for problem, file in zip(choice.problems, choice.files(), strict=True)
     ]
-    before = dict.fromkeys(_read(folder / FILE_NAME))
+    _require_way_back(moves, folder)
+    before = dict.fromkeys(read_moves(folder))
+    _require_same(choice.root, folder, before)
     half_way = {one for one in moves if not _is_free(one, before, choice.keys[one.path])}
     if dry_run:
         splits = choice.by_split(one.path for one in moves)
         return Moved(folder, tuple(moves), choice.left, splits, is_done=False)
     return _Journey(choice, folder, before, half_way, progress).go(moves)
-
-
-def move_back(directory: str | os.PathLike[str]) -> int:
-    """Undo `move`: bring what ``directory/moved.csv`` lists back to where it was.
-
-    Returns
-    -------
-    int
-        How many images were brought back. Those that are not there any more, or whose place is
-        taken, stay in the list.
-
-    Raises
-    ------
-    WriteError
-        When there is no such list, or the operating system refuses to write.
-    """
-    folder = Path(os.path.realpath(directory))
-    moves = _read(folder / FILE_NAME)
-    if not moves:
-        raise WriteError(f"there is no list of moved images at {show_path(folder / FILE_NAME)}")
-    back = set[Move]()
-    try:
-        for one in moves:
-            is_ours = one.target == Path(os.path.realpath(folder / one.path))
-            if is_ours and one.target.is_file() and not os.path.lexists(one.source):
-                _make_folders(one.source.parent)
-                _carry(one.target, one.source, file_key(one.target))
-                back.add(one)
-    finally:
-        _write(folder, [one for one in moves if one not in back])
-    return len(back)
 
 
 class _Journey:
@@ -191,7 +137,7 @@ class _Journey:
         return Moved(self._folder, tuple(done), dict(left), splits, is_done=True)
 
     def _note(self, moves: list[Move]) -> None:
-        _write(self._folder, list(dict.fromkeys([*self._before, *moves])))
+        write_moves(self._folder, list(dict.fromkeys([*self._before, *moves])))
 
     def _take(self, one: Move) -> str | None:
         """Move one image; return why it has stayed, where it has."""
@@ -199,12 +145,12 @@ class _Journey:
         reason = obstacle(self._choice.root, one.path, key)
         if reason is not None or key is None:
             return reason
-        _make_folders(one.target.parent)
+        make_folders(one.target.parent)
         is_there = one in self._half_way
-        return None if _carry(one.source, one.target, key, is_there=is_there) else CHANGED
+        return None if carry(one.source, one.target, key, is_there=is_there) else CHANGED
 
 
-def _carry(source: Path, target: Path, key: Key, *, is_there: bool = False) -> bool:
+def carry(source: Path, target: Path, key: Key, *, is_there: bool = False) -> bool:
     """Give a file another place; False where it has changed on the way and stays."""
     try:
         if not is_there and not _put(source, target, key):
@@ -227,7 +173,7 @@ def _put(source: Path, target: Path, key: Key) -> bool:
     return True
 
 
-def _make_folders(folder: Path) -> None:
+def make_folders(folder: Path) -> None:
     """Make a folder that outlasts a power failure, as what is in it must."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     make_folder(folder)
@@ -275,11 +221,31 @@ def _name(temporary: str, target: Path) -> None:
 
 
 def _require_apart(root: Path, folder: Path) -> None:
-    if folder.is_relative_to(root) or root.is_relative_to(folder):
+    if not are_apart(root, folder):
         raise WriteError(
             f"cannot move images to {show_path(folder)}: it lies in the folder of the images, or "
             "around it, and they would be found again; give a folder apart from it"
         )
+
+
+def _require_way_back(moves: Iterable[Move], folder: Path) -> None:
+    """Move nothing that `move_back` would refuse."""
+    for one in moves:
+        if (why := flaw(one, folder)) is not None:
+            raise WriteError(
+                f"cannot move {printable(one.path)}, as it could not go back ({why}): nothing was "
+                "moved"
+            )
+
+
+def _require_same(root: Path, folder: Path, before: Iterable[Move]) -> None:
+    """Keep a list to one folder of images: then none in it can lead elsewhere."""
+    for one in before:
+        if one.root != root:
+            raise WriteError(
+                f"{show_path(folder)} holds images of another folder ({show_path(one.root)}), and "
+                f"{FILE_NAME} leads back to one alone: give another folder"
+            )
 
 
 def _is_free(one: Move, before: Collection[Move], key: Key | None) -> bool:
@@ -305,33 +271,3 @@ def _is_free(one: Move, before: Collection[Move], key: Key | None) -> bool:
         f"{shown} is there already, and nothing is overwritten; nothing was moved: give another "
         "folder, or take that file away"
     )
-
-
-def _read(path: Path) -> list[Move]:
-    """Return what was moved before; nothing where there is no list."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError, csv.Error):
-        rows = []
-    if not rows or tuple(rows[0]) != _HEADER or any(len(row) != len(_HEADER) for row in rows):
-        raise WriteError(
-            f"{show_path(path)} is no list of moved images: give another folder, or take that "
-            "file away"
-        )
-    found = []
-    for kind, *cells in rows[1:]:
-        path_, source, target = (unescape_path(unguard_cell(cell)) for cell in cells)
-        found.append(Move(kind, path_, Path(source), Path(target)))
-    return found
-
-
-def _write(folder: Path, moves: list[Move]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HEADER)
-    writer.writerows(one.cells() for one in moves)
-    with atomic_file(folder / FILE_NAME) as file:
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))

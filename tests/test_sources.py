@@ -428,3 +428,77 @@ def test_a_row_that_is_too_long_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set.tsv").write_text("path\tlabel,x\na,b.jpg\tant\n")
     [ref] = open_source(tmp_path / "set.tsv")
     assert (ref.path, dict(ref.labels)) == ("a,b.jpg", {"label,x": "ant"})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_is_chosen_is_the_group(tmp_path: Path, suffix: str) -> None:
+    """It is no label column then; a column named group is one like any other."""
+    touch(tmp_path, "1.jpg", "2.jpg")
+    rows = {
+        "path": ["1.jpg", "2.jpg"],
+        "label": ["a", "b"],
+        "patient_id": ["p1", None],
+        "group": ["x", "y"],
+        "site": ["s", "t"],
+    }
+    table = tmp_path / f"set{suffix}"
+    if suffix == ".csv":
+        table.write_text("path,label,patient_id,group,site\n1.jpg,a,p1,x,s\n2.jpg,b,,y,t\n")
+    else:
+        pq.write_table(pa.table(rows), table)
+    one, two = open_source(table, group="patient_id")
+    assert (one.group, two.group) == ("p1", None)
+    assert dict(one.labels) == {"group": "x", "site": "s"}
+    one, two = open_source(table, group="group")
+    assert (one.group, two.group) == ("x", "y")
+    assert dict(one.labels) == {"patient_id": "p1", "site": "s"}
+
+
+def test_the_group_may_stand_in_either_table(tmp_path: Path) -> None:
+    """In that of the labels, or of the source; groups of two kinds are not mixed."""
+    touch(tmp_path, "1.jpg", "2.jpg")
+    table, labels = tmp_path / "set.csv", tmp_path / "labels.csv"
+    table.write_text("path,group,ward\n1.jpg,x,w1\n2.jpg,y,w2\n")
+    labels.write_text("path,label,patient_id\n1.jpg,a,p1\n")
+    one, two = open_source(table, labels, "patient_id")
+    assert (one.group, two.group) == ("p1", None)
+    assert dict(one.labels) == {"group": "x", "ward": "w1"}
+    one, two = open_source(table, labels, "ward")
+    assert (one.group, two.group) == ("w1", "w2")
+    assert dict(one.labels) == {"group": "x", "patient_id": "p1"}
+    [one] = open_source([tmp_path / "1.jpg"], labels, "patient_id")
+    assert one.group == "p1"
+
+
+def test_one_image_of_two_patients_is_refused(tmp_path: Path) -> None:
+    """As with two labels."""
+    table = tmp_path / "set.csv"
+    table.write_text("path,patient_id\n1.jpg,p1\n1.jpg,p2\n")
+    with pytest.raises(SourceError) as caught:
+        list(open_source(table, group="patient_id"))
+    assert str(caught.value) == (
+        f"the table {table} gives 1.jpg two groups, 'p1' and 'p2': keep one of the rows"
+    )
+
+
+@pytest.mark.parametrize("name", ["patient", "Patient_ID", "path", "label", "Split"])
+def test_a_column_that_is_not_there_is_refused_with_those_that_are(
+    tmp_path: Path, name: str
+) -> None:
+    """Before anything is listed; paths, labels and splits are no groups."""
+    touch(tmp_path, "set/1.jpg")
+    labels, empty = tmp_path / "labels.csv", tmp_path / "empty.csv"
+    labels.write_text("path,Label,Split,patient_id,site\n1.jpg,a,test,p1,s\n")
+    empty.write_text("path,label\n")
+    with pytest.raises(SourceError) as caught:
+        open_source(tmp_path / "set", labels, name)
+    assert str(caught.value) == (
+        f"there is no column {name!r} to group by: choose one of patient_id, site with --group"
+    )
+    for source in (tmp_path / "set", empty):
+        with pytest.raises(SourceError) as caught:
+            open_source(source, group=name)
+        assert str(caught.value) == (
+            f"there is no column {name!r} to group by in {source}: give a table that has it, as "
+            "the source or with --labels"
+        )

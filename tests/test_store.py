@@ -232,6 +232,7 @@ def edit(path: Path, **changes: Any) -> None:
         ({"dtype": None}, "{s}/store.json is damaged: its field 'dtype' is amiss"),
         ({"engines": "cpu"}, "{s}/store.json is damaged: its field 'engines' is amiss"),
         ({"source": 5}, "{s}/store.json is damaged: its field 'source' is amiss"),
+        ({"group": 5}, "{s}/store.json is damaged: its field 'group' is amiss"),
         ({"backbone": []}, "{s}/store.json is damaged: its field 'backbone' is amiss"),
         (
             {"backbone": {"name": "x", "fingerprint": "y", "dimension": True}},

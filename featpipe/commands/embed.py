@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     help="Where the vectors go. [default: embeddings/<source>-<model>/]",
 )
 @click.option("--labels", type=click.Path(path_type=Path), metavar="TABLE", help="CSV or Parquet.")
+@click.option(
+    "--group",
+    metavar="COLUMN",
+    help="Column of a table that names what belongs together, such as a patient; '' forgets it. "
+    "[default: that of the last run, else group]",
+)
 @device_options
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored vectors.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
@@ -49,6 +55,7 @@ def embed(
     models_dir: Path | None,
     output: Path | None,
     labels: Path | None,
+    group: str | None,
     device: str,
     precision: str,
     batch_size: int | None,
@@ -80,7 +87,13 @@ def embed(
     )
     with progress_display() as progress:
         report = run_embedding(
-            source, model, output=output, labels=labels, options=options, progress=progress
+            source,
+            model,
+            output=output,
+            labels=labels,
+            group=group,
+            options=options,
+            progress=progress,
         )
     tell(report)
     if as_json:

@@ -62,6 +62,8 @@ def describe(store: EmbeddingStore) -> dict[str, Any]:
         "labels": {printable(name): count for name, count in sorted(labels.items())},
         "label_columns": store.label_columns,
         "splits": dict(sorted(splits.items())),
+        "groups": len(set(store.groups if store.groups is not None else ()) - {None}),
+        "group_column": store.manifest.group,
         "bytes": disk_usage(store.path),
         "failures": [
             {"path": printable(path), "status": status, "reason": reason}
@@ -73,6 +75,7 @@ def describe(store: EmbeddingStore) -> dict[str, Any]:
 def _lines(described: dict[str, Any]) -> list[str]:
     """Lay a description out for a person; its parts come from file names, so are escaped."""
     labels, splits = described["labels"], described["splits"]
+    groups, column = str(described["groups"] or "none"), described["group_column"]
     lines = [
         f"store      {printable(described['store'])} ({described['bytes'] / 1e6:,.1f} MB)",
         f"source     {printable(described['source'])}",
@@ -81,6 +84,7 @@ def _lines(described: dict[str, Any]) -> list[str]:
         f"contents   {described['distinct_contents']} distinct",
         f"labels     {_counts(labels) or 'none'}",
         f"splits     {_counts(splits) or 'none'}",
+        f"groups     {groups}" + (f" (column {printable(column)})" if column else ""),
     ]
     lines += [
         "engine     " + ", ".join(f"{k} {v}" for k, v in engine.items())

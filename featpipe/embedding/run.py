@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from featpipe.embedding.ledger import Ledger, Limit
 from featpipe.embedding.plan import Plan, make_plan
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
 from featpipe.images import decoder_versions
-from featpipe.sources import Source, SourceLike, open_source
+from featpipe.sources import Source, SourceLike, grouped, open_source
 from featpipe.store import (
     MERGED,
     EmbeddingStore,
@@ -36,6 +36,7 @@ DEFAULT_FOLDER = Path("embeddings")
 _CHECKPOINT_SECONDS = 20.0
 _SURE = frozenset(product(("auto", "cpu"), ("auto", "fp32")))
 """Devices and precisions that every machine has."""
+_DEFAULT_GROUPS = "are those of 'group' now, if there is one"
 _NOT_STARTED = "nothing had to be computed, so no device was started"
 
 
@@ -146,6 +147,7 @@ def embed(
     *,
     output: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
+    group: str | None = None,
     progress: ProgressCallback | None = None,
     **options: Any,
 ) -> EmbeddingStore:
@@ -165,6 +167,9 @@ def embed(
         The store's folder; ``embeddings/<source>-<model>/`` by default.
     labels : path, optional
         A table with labels for the images.
+    group : str, optional
+        The column of these tables that names what belongs together (a patient, a video); the
+        one of the run before by default, ``group`` in a new store. An empty name forgets it.
     progress : callable, optional
         Called with a `Progress` now and then.
     **options
@@ -191,7 +196,7 @@ def embed(
     """
     asked = EmbedOptions(**options)
     return run_embedding(
-        source, model, output=output, labels=labels, options=asked, progress=progress
+        source, model, output=output, labels=labels, group=group, options=asked, progress=progress
     ).store
 
 
@@ -201,20 +206,44 @@ def run_embedding(
     *,
     output: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
+    group: str | None = None,
     options: EmbedOptions | None = None,
     progress: ProgressCallback | None = None,
 ) -> EmbedReport:
     """Do what `embed` does, and tell what was done."""
     options = options or EmbedOptions()
-    opened = open_source(source, labels)
+    opened = open_source(source, labels, group or None)
     backbone = model if isinstance(model, Backbone) else load_backbone(model, options.models_dir)
     path = Path(output) if output is not None else default_store(opened, backbone)
-    dtype = options.dtype or _dtype_of(path)
+    former = Manifest.read(path) if (path / "store.json").exists() else None
+    dtype = options.dtype or (former.dtype if former else "float32")
     _refuse_other_source(path, opened, explicit=not options.prune)
     session = None if _can_wait(path, options) else _open_session(backbone, options)
-    manifest = Manifest(backbone.card.to_json(), dtype, opened.location, ())
+    opened, column, told = _grouped(opened, group, former.group if former else None)
+    manifest = Manifest(backbone.card.to_json(), dtype, opened.location, (), column)
     with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
-        return _Run(opened, backbone, session, writer, options, progress).go()
+        report = _Run(opened, backbone, session, writer, options, progress).go()
+    return replace(report, notes=(*told, *report.notes))
+
+
+def _grouped(
+    source: Source, asked: str | None, former: str | None
+) -> tuple[Source, str | None, list[str]]:
+    """Return the source with its groups, the column to remember, and what has changed."""
+    before = f"the groups came from the column {printable(former or '')!r} before"
+    if asked is not None:
+        now = f"come from {printable(asked)!r} now" if asked else _DEFAULT_GROUPS
+        is_other = former not in {None, asked}
+        return source, asked or None, [f"{before}, and {now}"] if is_other else []
+    if former is None:
+        return source, None, []
+    if former in source.columns:
+        return grouped(source, former), former, []
+    missing = (
+        f"{before}, which is not there now: give the table that has it, or choose another column "
+        "with --group"
+    )
+    return source, former, [missing]
 
 
 def _can_wait(path: Path, options: EmbedOptions) -> bool:
@@ -234,11 +263,6 @@ def _open_session(backbone: Backbone, options: EmbedOptions) -> Session:
 def default_store(source: Source, backbone: Backbone) -> Path:
     """Return ``embeddings/<source>-<model>``."""
     return DEFAULT_FOLDER / f"{slug(source.name, 'images')}-{backbone.card.name}"
-
-
-def _dtype_of(path: Path) -> str:
-    """Return the dtype of the store at ``path``, or the one for a new store."""
-    return Manifest.read(path).dtype if (path / "store.json").exists() else "float32"
 
 
 def _refuse_other_source(path: Path, source: Source, *, explicit: bool) -> None:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.sources.base import LocalSource, Source
+from featpipe.sources.base import LocalSource, Source, grouped
 from featpipe.sources.folder import IMAGE_SUFFIXES, FolderSource
 from featpipe.sources.labels import LabelledSource
 from featpipe.sources.paths import PathSource, read_path_list
@@ -30,13 +30,18 @@ __all__ = [
     "Source",
     "SourceLike",
     "TableSource",
+    "grouped",
     "open_source",
 ]
 
 SourceLike: TypeAlias = "Source | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
 
 
-def open_source(source: SourceLike, labels: str | os.PathLike[str] | None = None) -> Source:
+def open_source(
+    source: SourceLike,
+    labels: str | os.PathLike[str] | None = None,
+    group: str | None = None,
+) -> Source:
     """Return the source that ``source`` names.
 
     Parameters
@@ -47,14 +52,18 @@ def open_source(source: SourceLike, labels: str | os.PathLike[str] | None = None
     labels : path, optional
         A table with a column ``path`` and label columns, for a source without labels of its
         own; its labels win over those of the source.
+    group : str, optional
+        The column of these tables that names the group of an image; ``group`` by default.
 
     Raises
     ------
     SourceError
-        When there is nothing of that name, or nothing that featpipe reads.
+        When there is nothing of that name, nothing that featpipe reads, or no such column.
     """
     opened = _open(source)
-    return opened if labels is None else LabelledSource(opened, Path(labels))
+    if labels is not None:
+        opened = LabelledSource(opened, Path(labels))
+    return opened if group is None else grouped(opened, group)
 
 
 def _open(source: SourceLike) -> Source:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from featpipe._columns import BLOCK_ROWS, in_columns
 from featpipe._files import printable
+from featpipe.errors import SourceError
 from featpipe.types import ImageRef
 
 MAX_FILE_BYTES = 2**30
@@ -50,6 +51,15 @@ class Source(ABC):
             "a table of paths, or an image file"
         )
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of tables that may hold the groups: all but those of paths, labels, splits."""
+        return ()
+
+    def with_groups(self, column: str) -> Source:  # noqa: ARG002 - those with tables use it
+        """Return the source with groups from one of its `columns`; see `grouped`."""
+        return self
+
     @abstractmethod
     def __iter__(self) -> Iterator[ImageRef]:
         """List every image once, lazily, in an order that is the same each time."""
@@ -66,6 +76,27 @@ class Source(ABC):
     @abstractmethod
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes of one image; raise OSError where that cannot be done."""
+
+
+def grouped(source: Source, column: str) -> Source:
+    """Return the source with the groups that a column of its tables holds.
+
+    Raises
+    ------
+    SourceError
+        When there is no such column; the message names those that there are.
+    """
+    known = source.columns
+    if column in known:
+        return source.with_groups(column)
+    missing = f"there is no column {printable(column)!r} to group by"
+    if known:
+        names = ", ".join(printable(name) for name in known)
+        raise SourceError(f"{missing}: choose one of {names} with --group")
+    raise SourceError(
+        f"{missing} in {printable(source.location)}: give a table that has it, as the source or "
+        "with --labels"
+    )
 
 
 class LocalSource(Source):

@@ -26,7 +26,7 @@ class LabelledSource(Source):
         When the table cannot be read, no row of it belongs to any image, or one could mean two.
     """
 
-    def __init__(self, source: Source, table: Path) -> None:
+    def __init__(self, source: Source, table: Path, group: str | None = None) -> None:
         super().__init__()
         if not table.is_file():
             raise SourceError(f"there is no table at {printable(str(table))}: check --labels")
@@ -36,8 +36,17 @@ class LabelledSource(Source):
             )
         self.name, self.location = source.name, source.location
         self._source, self._table = source, table
-        self._by_path = _rows(table)
+        self._by_path = _rows(table, group)
         self._by_name = _bare_names(self._by_path)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of either table that may hold the groups."""
+        return tuple(dict.fromkeys((*self._source.columns, *TableSource(self._table).columns)))
+
+    def with_groups(self, column: str) -> LabelledSource:
+        """Return the same with groups from that column of either table; that of labels wins."""
+        return LabelledSource(self._source.with_groups(column), self._table, column)
 
     def __iter__(self) -> Iterator[ImageRef]:
         self.notes.clear()
@@ -89,8 +98,9 @@ class LabelledSource(Source):
             self.notes.append(f"{len(self._by_path) - found} rows of {shown} name no image here")
 
 
-def _rows(table: Path) -> dict[str, ImageRef]:
-    return {os.path.normpath(ref.path).replace(os.sep, "/"): ref for ref in TableSource(table)}
+def _rows(table: Path, group: str | None) -> dict[str, ImageRef]:
+    refs = TableSource(table, group)
+    return {os.path.normpath(ref.path).replace(os.sep, "/"): ref for ref in refs}
 
 
 def _bare_names(rows: dict[str, ImageRef]) -> dict[str, ImageRef]:

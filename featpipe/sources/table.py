@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from featpipe._files import printable
 from featpipe.errors import SourceError
@@ -26,24 +27,42 @@ class TableSource(LocalSource):
     table's folder or absolute; ``label``; ``split`` (train, val, test and their usual other
     names); ``group``. Every further column is kept as a label column of its own.
 
+    Parameters
+    ----------
+    path : path
+        Of the table.
+    group : str, optional
+        The column that holds the groups, in place of ``group``.
+
     Raises
     ------
     SourceError
         When the table cannot be read, has no path column, or gives one path two labels.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, group: str | None = None) -> None:
         super().__init__(path.parent)
         self.location = str(path.resolve())
         self.name = path.stem
-        self._table = path
+        self._table, self._group = path, group
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that may hold the groups."""
+        names = column_names(self._table)
+        taken = path_column(names, self._table)
+        return tuple(n for n in names if n != taken and n.lower() not in {"label", "split"})
+
+    def with_groups(self, column: str) -> TableSource:
+        """Return the same table with another column for the groups; none where it lacks that."""
+        return TableSource(self._table, column)
 
     def __iter__(self) -> Iterator[ImageRef]:
         self.notes.clear()
         seen: dict[str, ImageRef] = {}
         repeated = 0
         for number, row in enumerate(read_table(self._table), start=1):
-            ref = _as_ref(row, self._table, number)
+            ref = _as_ref(row, self._table, number, self._group)
             if ref.path in seen:
                 _refuse_contradiction(self._table, ref, seen[ref.path])
                 repeated += 1
@@ -62,25 +81,51 @@ def read_table(path: Path) -> Iterator[dict[str, str | None]]:
     SourceError
         When the file cannot be read as what its suffix says.
     """
+    with _reading(path):
+        yield from _read_parquet(path) if _is_parquet(path) else _read_csv(path)
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of the columns of a table; errors as of `read_table`."""
+    with _reading(path):
+        if _is_parquet(path):
+            with _parquet_file(path) as file:
+                return list(file.schema_arrow.names)
+        with _open_text(path) as text:
+            return _header(text, path)[0]
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() in {".parquet", ".pq"}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     shown = printable(str(path))
     try:
-        if path.suffix.lower() in {".parquet", ".pq"}:
-            yield from _read_parquet(path)
-        else:
-            yield from _read_csv(path)
+        yield
     except OSError as exc:
         raise SourceError(f"cannot read the table {shown}: {exc.strerror or exc}") from exc
     except (csv.Error, ValueError) as exc:
         raise SourceError(f"the table {shown} is damaged: {exc}") from exc
 
 
-def _read_csv(path: Path) -> Iterator[dict[str, str | None]]:
+def _open_text(path: Path) -> TextIO:
     # Spreadsheets begin their CSV files with a byte-order mark; names may be no UTF-8 at all.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        header = file.readline()
-        is_tsv = path.suffix.lower() == ".tsv"
-        delimiter = "\t" if is_tsv else max(",;\t", key=header.count)
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _header(file: TextIO, path: Path) -> tuple[list[str], str]:
+    """Read the first line: the names of the columns, and what stands between them."""
+    header = file.readline()
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    cells = next(csv.reader([header], delimiter=delimiter), [])
+    return [name.strip() for name in cells], delimiter
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, str | None]]:
+    with _open_text(path) as file:
+        names, delimiter = _header(file, path)
         for cells in csv.reader(file, delimiter=delimiter):
             if any(cell.strip() for cell in cells[len(names) :]):
                 raise ValueError(
@@ -94,18 +139,24 @@ def _read_csv(path: Path) -> Iterator[dict[str, str | None]]:
                 }
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, str | None]]:
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow as pa  # noqa: PLC0415 - a CSV file needs none of it
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
         with pq.ParquetFile(path) as file:
             _refuse_bytes(file.schema_arrow, path)
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    yield {name: _as_text(value) for name, value in row.items()}
+            yield file
     except pa.ArrowException as exc:
         raise ValueError(str(exc).splitlines()[0]) from exc
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, str | None]]:
+    with _parquet_file(path) as file:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                yield {name: _as_text(value) for name, value in row.items()}
 
 
 def _refuse_bytes(schema: Any, path: Path) -> None:
@@ -128,7 +179,7 @@ def _as_text(value: Any) -> str | None:
     return str(value).strip() or None
 
 
-def path_column(names: Mapping[str, Any], table: Path) -> str:
+def path_column(names: Iterable[str], table: Path) -> str:
     """Return the name of the column that holds the paths.
 
     Raises
@@ -147,22 +198,24 @@ def path_column(names: Mapping[str, Any], table: Path) -> str:
     return found
 
 
-def _as_ref(row: dict[str, str | None], table: Path, number: int) -> ImageRef:
+def _as_ref(
+    row: dict[str, str | None], table: Path, number: int, group: str | None = None
+) -> ImageRef:
     column = path_column(row, table)
     path = row[column]
     if path is None:
         raise SourceError(f"row {number} of the table {printable(str(table))} names no path")
-    known = {name.lower(): value for name, value in row.items() if name != column}
+    others = {name: value for name, value in row.items() if name != column}
+    known = {name.lower(): value for name, value in others.items()}
+    own = {"label", "split", "group"} if group is None else {"label", "split"}
     further = {
-        name: value
-        for name, value in row.items()
-        if name != column and name.lower() not in {"label", "split", "group"}
+        name: value for name, value in others.items() if name.lower() not in own and name != group
     }
     return ImageRef(
         path.replace(os.sep, "/"),
         label=known.get("label"),
         split=_split(known.get("split"), table, number),
-        group=known.get("group"),
+        group=known.get("group") if group is None else others.get(group),
         labels=further,
     )
 

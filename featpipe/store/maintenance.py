@@ -156,7 +156,8 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
             )
     merged = _without_repeats(stores)
     engines = [engine for store in stores for engine in store.manifest.engines]
-    manifest = replace(first, source=MERGED.join(store.source for store in stores))
+    sources = MERGED.join(store.source for store in stores)
+    manifest = replace(first, source=sources, group=None)
     for engine in engines:
         manifest = manifest.with_engine(engine)
     with StoreWriter.opened(output, manifest) as writer:

@@ -33,12 +33,15 @@ class Manifest:
         Where the images came from.
     engines : tuple of mappings
         Every provider, precision and set of library versions that has written here.
+    group : str or None
+        The column that the groups come from, where one was chosen.
     """
 
     backbone: Mapping[str, Any]
     dtype: str
     source: str
     engines: tuple[Mapping[str, str], ...] = ()
+    group: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -71,6 +74,7 @@ class Manifest:
                 "featpipe": __version__,
                 "dtype": self.dtype,
                 "source": self.source,
+                "group": self.group,
                 "engines": [dict(engine) for engine in self.engines],
                 "backbone": dict(self.backbone),
             },
@@ -104,11 +108,19 @@ class Manifest:
             ("backbone.dimension", _is_positive(_get(backbone, "dimension"))),
             ("dtype", value.get("dtype") in DTYPES),
             ("source", isinstance(value.get("source"), str)),
+            # Former stores have none.
+            ("group", isinstance(value.get("group"), str | None)),
             ("engines", _is_list_of_objects(value.get("engines"))),
         ):
             if not sound:
                 raise StoreError(f"{printable(str(path))} is damaged: its field {field!r} is amiss")
-        return cls(value["backbone"], value["dtype"], value["source"], tuple(value["engines"]))
+        return cls(
+            value["backbone"],
+            value["dtype"],
+            value["source"],
+            tuple(value["engines"]),
+            value.get("group"),
+        )
 
     def require_backbone(self, card: Mapping[str, Any], shown: str) -> None:
         """Raise `FingerprintError` unless the vectors here are ``card``'s."""

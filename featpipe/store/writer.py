@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,8 +195,7 @@ def _settle(path: Path, wanted: Manifest) -> Manifest:
     settled = found
     for engine in wanted.engines:
         settled = settled.with_engine(engine)
-    if wanted.source != settled.source:
-        settled = Manifest(settled.backbone, settled.dtype, wanted.source, settled.engines)
+    settled = replace(settled, source=wanted.source, group=wanted.group)
     if settled != found:
         settled.write(path)
     return settled

@@ -53,7 +53,7 @@ def ask(page: Path, script: str, *, width: int = 1280, dark: bool = False) -> di
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     found = _ANSWER.search(done.stdout)

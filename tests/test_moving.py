@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import os
-import pickle
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -530,69 +528,6 @@ def test_a_full_disk_leaves_a_list_of_what_has_moved(
     assert len(move_back(out).moves) == 2
 
 
-_RUN = """
-import pickle, shutil, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from kills import forbid_links, kill_everywhere
-from featpipe.quality import move
-from featpipe.quality.journal import read_moves
-from featpipe.store import EmbeddingStore
-from test_moving import contents
-
-folder = Path(sys.argv[2])
-found, before = pickle.loads((folder / "found").read_bytes())
-store = EmbeddingStore.open(folder / "s")
-photos, out = folder / "photos", folder / "out"
-shutil.copytree(photos, folder / "kept")
-going = [path for path in before if "_" in path]
-
-def reset():
-    shutil.rmtree(photos)
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(folder / "kept", photos)
-
-def check(is_end):
-    there = contents(out) if out.exists() else {}
-    whole = {path: key for path, key in there.items() if not path.endswith(".tmp")}
-    assert contents(photos) | whole == before
-    listed = {one.path for one in read_moves(out)}
-    assert whole.keys() <= listed
-    if is_end:
-        assert sorted(whole) == going and listed == set(going)
-
-for forbid in (lambda: None, forbid_links):
-    forbid()
-    print(kill_everywhere(lambda: move(found, store, out), reset, check))
-"""
-
-
-@pytest.mark.slow
-def test_kill_leaves_every_image_somewhere_and_the_next_run_goes_on(
-    photos: Path, tiny_backbone: Path, tmp_path: Path
-) -> None:
-    """``kill -9`` before each call of the system, on one file system and between two.
-
-    No image is lost or cut; each run takes up what the one before has left; in the end all
-    are moved, and go back.
-    """
-    for name in ("living/cat", "things/coffee"):
-        for number in range(2):
-            shutil.copy(photos / f"{name}.jpg", photos / f"{name}_{number}.jpg")
-    store = embed(photos, tiny_backbone, output=tmp_path / "s")
-    before = contents(photos)
-    (tmp_path / "found").write_bytes(pickle.dumps((clean(store, head="centroid"), before)))
-    command = [sys.executable, "-c", _RUN, os.path.dirname(__file__), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    linked, copied = map(int, done.stdout.split())
-    # Three calls an image at least, six where it is copied; and the list, twice.
-    assert linked >= 3 * 4 + 6
-    assert copied >= 6 * 4 + 6
-    assert len(move_back(tmp_path / "out").moves) == 4
-    assert contents(photos) == before
-
-
 def test_the_command_moves_and_says_what_to_do_next(
     store, poor: Path, tmp_path: Path, run_cli
 ) -> None:
@@ -719,3 +654,41 @@ def test_the_store_is_no_place_for_images(found, store) -> None:
             "apart from it"
         )
     assert not (store.path / "out").exists()
+    shutil.copytree(store.path, store.path.parent / "deep/er/store")
+    copied = EmbeddingStore.open(store.path.parent / "deep/er/store")
+    assert refused(WriteError, found, copied, copied.path.parent.parent) == (
+        f"cannot move images to {copied.path.parent.parent}: it lies in the store, or around it; "
+        "give a folder apart from it"
+    )
+
+
+def test_images_of_another_folder_are_not_put_into_the_same_list(
+    found, store, poor: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """`moved.csv` leads back to one folder alone."""
+    shutil.copytree(poor, tmp_path / "other")
+    other = embed(tmp_path / "other", tiny_backbone, output=tmp_path / "other-store")
+    out = tmp_path / "out"
+    move(found, store, out, ["unreadable"])
+    before = contents(tmp_path / "other")
+    assert refused(WriteError, clean(other, head="centroid"), other, out, ["blank"]) == (
+        f"{out} holds images of another folder ({poor}), and moved.csv leads back to one alone: "
+        "give another folder"
+    )
+    assert contents(tmp_path / "other") == before
+    assert len(move_back(out).moves) == 1
+    assert len(move(clean(other, head="centroid"), other, out, ["blank"]).moves) == 1
+
+
+def test_what_could_not_go_back_does_not_move(
+    found, store, poor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were a store to name a file that a folder does not list, `move_back` would refuse it."""
+    monkeypatch.setattr("featpipe.quality.journal.IMAGE_SUFFIXES", {".png"})
+    before = contents(poor)
+    assert refused(WriteError, found, store, tmp_path / "out") == (
+        f"cannot move {TAKEN[0]}, as it could not go back (its path is not that of an image within "
+        "a folder): nothing was moved"
+    )
+    assert contents(poor) == before
+    assert not (tmp_path / "out").exists()

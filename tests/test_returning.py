@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -241,6 +239,37 @@ def test_a_full_disk_keeps_the_rest_in_the_list(
     assert len(move_back(out).moves) == 2
 
 
+def test_a_file_that_cannot_be_read_ends_in_a_sentence(
+    out: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has gone back before is off the list."""
+
+    def broken(path: Path) -> bytes:
+        if path.name == "coffee.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return file_key(path)
+
+    monkeypatch.setattr("featpipe.quality.returning.file_key", broken)
+    assert refused(out) == f"cannot write {photos}/{PATHS[2]}: Input/output error"
+    assert [one.path for one in read_moves(out)] == list(PATHS[2:])
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "other"])
+def test_a_list_that_is_none_is_refused(out: Path, what: str) -> None:
+    """A pipe is not waited for."""
+    place = out / "moved.csv"
+    place.unlink()
+    if what == "pipe":
+        os.mkfifo(place)
+    elif what == "folder":
+        place.mkdir()
+    else:
+        place.write_text("kind,path\n")
+    assert refused(out) == (
+        f"{place} is no list of moved images: give another folder, or take that file away"
+    )
+
+
 def test_a_dry_run_changes_nothing(out: Path, photos: Path) -> None:
     """Not even the list of what has gone back before."""
     shutil.copy(out / PATHS[1], photos / PATHS[1])
@@ -251,56 +280,6 @@ def test_a_dry_run_changes_nothing(out: Path, photos: Path) -> None:
     assert (found.left, found.is_done) == ({TAKEN_PLACE: 1}, False)
     assert contents(out.parent) == before
     assert (out / "moved.csv").read_bytes() == listed
-
-
-_RUN = """
-import shutil, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from kills import forbid_links, kill_everywhere
-from featpipe.quality import move_back
-from featpipe.quality.journal import read_moves
-from test_returning import contents
-
-folder = Path(sys.argv[2])
-names = ("photos", "out")
-for name in names:
-    shutil.copytree(folder / name, folder / "kept" / name)
-before = contents(folder / "photos") | contents(folder / "out")
-
-def reset():
-    for name in names:
-        shutil.rmtree(folder / name)
-        shutil.copytree(folder / "kept" / name, folder / name)
-
-def check(is_end):
-    photos, out = (
-        {path: key for path, key in contents(folder / name).items() if not path.endswith(".tmp")}
-        for name in names
-    )
-    assert photos | out == before
-    read_moves(folder / "out")
-    if is_end:
-        assert photos == before and out == {} and read_moves(folder / "out") == []
-
-print(kill_everywhere(lambda: move_back(folder / "out"), reset, check))
-forbid_links()
-print(kill_everywhere(lambda: move_back(folder / "out"), reset, check))
-"""
-
-
-@pytest.mark.slow
-def test_kill_leaves_every_image_somewhere_and_the_next_run_goes_on(
-    out: Path, tmp_path: Path
-) -> None:
-    """``kill -9`` before each call of the system, on one file system and between two."""
-    command = [sys.executable, "-c", _RUN, os.path.dirname(__file__), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    linked, copied = map(int, done.stdout.split())
-    # Three calls an image at least, six where it is copied; and the list.
-    assert linked >= 3 * len(PATHS) + 3
-    assert copied >= 6 * len(PATHS) + 3
 
 
 def test_the_command_says_how_many_went_back(out: Path, photos: Path, run_cli) -> None:

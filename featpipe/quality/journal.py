@@ -12,6 +12,7 @@ from featpipe._files import (
     atomic_file,
     escape_path,
     guard_cell,
+    read_regular,
     show_path,
     unescape_path,
     unguard_cell,
@@ -20,6 +21,7 @@ from featpipe.errors import WriteError
 from featpipe.sources import IMAGE_SUFFIXES
 
 FILE_NAME = "moved.csv"
+_MOST_BYTES = 2**31
 _HEADER = ("kind", "path", "from", "to")
 
 
@@ -53,8 +55,9 @@ def read_moves(folder: Path) -> list[Move]:
     """
     path = folder / FILE_NAME
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        # Not opened as it is: a pipe would be waited for.
+        text = (read_regular(path, _MOST_BYTES) or b"").decode()
+        rows = list(csv.reader(io.StringIO(text, newline="")))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError, csv.Error):

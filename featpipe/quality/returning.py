@@ -138,4 +138,8 @@ def _are_equal(one: Move) -> bool:
 def _return(one: Move) -> bool:
     make_folders(one.source.parent)
     is_there = os.path.lexists(one.source)
-    return carry(one.target, one.source, file_key(one.target), is_there=is_there)
+    try:
+        key = file_key(one.target)
+    except OSError as exc:
+        raise write_error(one.source, exc) from exc
+    return carry(one.target, one.source, key, is_there=is_there)

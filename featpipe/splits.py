@@ -37,7 +37,7 @@ class Division:
     notes: tuple[str, ...]
 
 
-def divide(store: EmbeddingStore, labels: Labels) -> Division:
+def divide(store: EmbeddingStore, labels: Labels, *, uses_val: bool = False) -> Division:
     """Divide a store by its splits: ``train``, and ``test`` or else ``val``.
 
     Without a split ``train``, the images of no split are learnt on.
@@ -46,6 +46,8 @@ def divide(store: EmbeddingStore, labels: Labels) -> Division:
     ----------
     store : EmbeddingStore
     labels : ndarray of object, (len(store),)
+    uses_val : bool
+        Whether a split ``val`` beside ``test`` has a use of its own: it is not left out then.
 
     Raises
     ------
@@ -55,7 +57,7 @@ def divide(store: EmbeddingStore, labels: Labels) -> Division:
     splits = store.splits
     labelled = np.array([label is not None for label in labels], dtype=bool)
     if not labelled.any():
-        raise LabelError(_no_labels(store))
+        raise LabelError(no_labels(store))
     names = {name for name in splits if name is not None}
     outside = np.array([name is None for name in splits], dtype=bool)
     learn = splits == "train" if "train" in names else outside
@@ -72,12 +74,12 @@ def divide(store: EmbeddingStore, labels: Labels) -> Division:
     measured = [name for name in ("test", "val") if (labelled & (splits == name)).any()]
     if not measured:
         return Division(train, None, "", _counted(left_out))
-    if len(measured) == 2:
+    if len(measured) == 2 and not uses_val:
         left_out.append(("of the split val", (splits == "val") & labelled))
     held = np.flatnonzero((splits == measured[0]) & labelled)
     # Known before anything is fitted: a long fit would end in these words.
     if not set(labels[held]) & set(labels[train]):
-        raise LabelError("the test split has no label in common with the training split")
+        raise LabelError(f"the {measured[0]} split has no label in common with the training split")
     return Division(train, held, measured[0], _counted(left_out))
 
 
@@ -91,7 +93,8 @@ def _listed(splits: Labels) -> str:
     return ", ".join(sorted({str(name) for name in splits}))
 
 
-def _no_labels(store: EmbeddingStore) -> str:
+def no_labels(store: EmbeddingStore) -> str:
+    """Say that no image has a label, and what to do."""
     if not len(store):
         return (
             f"{printable(str(store.path))} holds no vector, as all its images failed: correct the "

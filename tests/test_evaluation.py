@@ -148,7 +148,8 @@ def test_nothing_to_measure_is_said(head, tmp_path) -> None:
     X, _labels = small(2, 3)
     none = make_store(tmp_path / "n", X, [None] * 6)
     assert refused(LabelError, head, none) == (
-        f"{none.path} has no labelled image: embed it again with class folders or --labels"
+        f"{none.path} has no labels: put the images into class folders, or run `featpipe embed` "
+        "again with --labels TABLE; no vector is computed twice"
     )
     strange = make_store(tmp_path / "z", X, ["zebra"] * 6, splits=["test"] * 6)
     assert refused(LabelError, head, strange) == (

@@ -364,8 +364,8 @@ def test_images_of_no_use_are_counted(tmp_path) -> None:
     splits = [None, *["train"] * 39, *["test"] * 40]
     found = probe(make_store(tmp_path / "s", X, labels, splits=splits), "kornblith")
     assert found.notes[:3] == (
-        "1 images in no split are not used",
         "1 images without a label are not used",
+        "1 images in no split are not used",
         "1 images have labels that the training images lack (zebra\\n) and are left out",
     )
     assert found.images["measured"] == 38
@@ -431,8 +431,8 @@ def test_without_a_split_to_measure_on_the_way_to_one_is_named(tmp_path, run_cli
             ["train"] * 4,
             None,
             (
-                "{store} has no labelled image: embed it again with class folders or --labels; no "
-                "vector is computed twice"
+                "{store} has no labels: put the images into class folders, or run `featpipe embed` "
+                "again with --labels TABLE; no vector is computed twice"
             ),
         ),
         (
@@ -445,10 +445,13 @@ def test_without_a_split_to_measure_on_the_way_to_one_is_named(tmp_path, run_cli
             ["a", "b"] * 2,
             ["test"] * 4,
             None,
-            "{store} has no labelled image to learn on: put some into a split train",
+            (
+                "{store} has no labelled image to learn on: the labelled ones are in the splits "
+                "test; put some into a split train"
+            ),
         ),
         (
-            ["a", "a", "b", "b"],
+            ["a", "a", "a", "b"],
             ["train", "train", "test", "test"],
             None,
             (
@@ -460,7 +463,13 @@ def test_without_a_split_to_measure_on_the_way_to_one_is_named(tmp_path, run_cli
             ["a", "b", "c", "c"],
             ["train", "train", "test", "test"],
             None,
-            "the split test of {store} has no label in common with the training images",
+            "the test split has no label in common with the training split",
+        ),
+        (
+            ["a", "b", "c", "c"],
+            ["train", "train", "val", "val"],
+            None,
+            "the val split has no label in common with the training split",
         ),
         (
             ["a", "b"] * 2,

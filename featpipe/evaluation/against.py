@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from featpipe._files import printable
 from featpipe.errors import LabelError
+from featpipe.evaluation.figures import Figures, share
 from featpipe.evaluation.measure import Evaluation
-from featpipe.metrics import compute_metrics, mcnemar, paired_difference
+from featpipe.metrics import mcnemar, paired_difference
 
 _CHANCE = 0.05
 
@@ -142,7 +143,7 @@ class HeadComparison:
         low, high = self.interval
         lines = [f"{where:<{width}}accuracy   95 % interval   right alone"]
         for name, side in zip(names, (self.first, self.second), strict=True):
-            accuracy, *ends = (f"{100 * v:.1f} %" for v in (side.accuracy, *side.interval))
+            accuracy, *ends = (share(v) for v in (side.accuracy, *side.interval))
             interval = " to ".join(ends)
             lines.append(f"{name:<{width}}{accuracy:>8}   {interval:<18}{side.only_right:>9}")
         lines += [
@@ -196,13 +197,17 @@ def compare(first: Evaluation, second: Evaluation, *, seed: int = 0) -> HeadComp
     notes += told
     right = [_right(e, rows[:, side]) for side, e in enumerate((first, second))]
     units = None if first.units is None else first.units[rows[:, 0]]
+    figures = [
+        Figures.measured(e.y[at], e.probabilities[at], e.classes, units, seed)
+        for e, at in ((first, rows[:, 0]), (second, rows[:, 1]))
+    ]
     difference, interval = paired_difference(right[1], right[0], units, seed=seed)
     sides = [
         Side(
             head=e.head,
             store=e.store,
-            accuracy=float(right[side].mean()),
-            interval=_interval(e, rows[:, side], units, seed),
+            accuracy=figures[side].accuracy,
+            interval=figures[side].intervals["accuracy"],
             only_right=int((right[side] & ~right[1 - side]).sum()),
         )
         for side, e in enumerate((first, second))
@@ -290,21 +295,6 @@ def _images(evaluation: Evaluation) -> Iterator[tuple[str, bytes]]:
 def _right(evaluation: Evaluation, rows: Ints) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = evaluation.probabilities[rows].argmax(axis=1) == evaluation.y[rows]
     return found
-
-
-def _interval(
-    evaluation: Evaluation, rows: Ints, units: Ints | None, seed: int
-) -> tuple[float, float]:
-    """Return the interval of the accuracy on some of the images."""
-    metrics = compute_metrics(
-        evaluation.y[rows],
-        evaluation.probabilities[rows],
-        evaluation.classes,
-        majority=0,
-        groups=units,
-        seed=seed,
-    )
-    return metrics.intervals["accuracy"]
 
 
 def _place(evaluation: Evaluation) -> str:

@@ -182,16 +182,12 @@ class FewShotCurve:
             accuracy, by_class = point.accuracy, point.mean_per_class_accuracy
             lines.append(
                 f"{point.shots:>5} {point.images:>7}  {share(accuracy.mean):>8} "
-                f"{_share(accuracy.deviation):>9}  {interval(accuracy.interval):<17}"
-                f"{share(by_class.mean):>14} {_share(by_class.deviation):>9}  "
+                f"{share(accuracy.deviation):>9}  {interval(accuracy.interval):<17}"
+                f"{share(by_class.mean):>14} {share(by_class.deviation):>9}  "
                 f"{interval(by_class.interval)}"
             )
         lines += ["", "intervals: of the mean, over draws of training images; --json has each draw"]
         return "\n".join(lines)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else share(value)
 
 
 def few_shot_curve(

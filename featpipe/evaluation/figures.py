@@ -40,7 +40,7 @@ class Figures:
 
     @classmethod
     def measured(
-        cls, y: Ints, votes: Floats, classes: Sequence[str], units: Ints, seed: int
+        cls, y: Ints, votes: Floats, classes: Sequence[str], units: Ints | None, seed: int
     ) -> Self:
         """Measure which class has the highest of the votes, (n, K); rows sum to 1."""
         # `majority` concerns a figure that is not taken over.
@@ -65,13 +65,13 @@ class Figures:
         }
 
 
-def share(value: float) -> str:
-    """Return a share as per cent.
+def share(value: float | None) -> str:
+    """Return a share as per cent; a dash where there is none.
 
     >>> share(0.9375)
     '93.8 %'
     """
-    return f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def interval(pair: Interval | None) -> str:

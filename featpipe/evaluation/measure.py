@@ -17,6 +17,7 @@ from featpipe.evaluation.table import metrics_table, without_line
 from featpipe.heads import Head, load_head
 from featpipe.labelled import units_of_rows
 from featpipe.metrics import Metrics, compute_metrics
+from featpipe.splits import no_labels
 from featpipe.store import EmbeddingStore
 from featpipe.types import Key, ProgressCallback
 from featpipe.vectors import StoredVectors
@@ -245,7 +246,7 @@ def _nothing_to_measure(
 ) -> str:
     where = printable(str(store.path)) + (f", split {name}," if name else "")
     if not len(labels):
-        return f"{where} has no labelled image: embed it again with class folders or --labels"
+        return no_labels(store)
     known = ", ".join(printable(label) for label in head.classes[:5])
     found = ", ".join(printable(label) for label in sorted({str(v) for v in labels})[:5])
     return f"{where} has no image with a label that the head knows ({known}); it has {found}"

@@ -11,6 +11,7 @@ from featpipe._files import printable
 from featpipe.errors import LabelError
 from featpipe.labelled import units_of_rows
 from featpipe.model_selection.holdout import draw
+from featpipe.splits import divide
 from featpipe.store import EmbeddingStore
 
 Ints = NDArray[np.int64]
@@ -55,33 +56,24 @@ def parts_of(store: EmbeddingStore, target: str | None) -> Parts:
     LabelError
         When there is nothing to learn on, one class only, or nothing to measure.
     """
-    labels, splits = store.labels(target), store.splits
-    labelled = np.array([label is not None for label in labels], dtype=bool)
-    if not labelled.any():
-        raise LabelError(_no_labels(store))
-    outside = np.array([name is None for name in splits], dtype=bool)
-    has_train = bool((labelled & (splits == "train")).any())
-    train = np.flatnonzero(labelled & ((splits == "train") if has_train else outside))
+    labels = store.labels(target)
+    division = divide(store, labels, uses_val=True)
+    train, split, notes = division.train, division.held_name or None, list(division.notes)
     classes = tuple(sorted({str(label) for label in labels[train]}))
     if len(classes) < 2:
-        raise LabelError(_too_few_classes(store, classes))
+        raise LabelError(
+            f"all labelled images of {printable(str(store.path))} to learn on have the label "
+            f"{printable(classes[0])}: a probe needs two classes at least"
+        )
     position = {name: k for k, name in enumerate(classes)}
     y = np.array([position.get(label, -1) for label in labels], dtype=np.int64)
-    given = {name: np.flatnonzero(labelled & (splits == name)) for name in ("test", "val")}
-    split = next((name for name in ("test", "val") if len(given[name])), None)
-    notes: list[str] = []
-    if has_train:
-        _count(notes, (labelled & outside).sum(), "in no split are not used")
-    _count(notes, (~labelled).sum(), "without a label are not used")
     if split == "val":
         notes.append("there is no split test: the split val is measured on, and chooses nothing")
-    measured = _known(given[split], y, labels, notes) if split else _NONE
-    if split and not len(measured):
-        raise LabelError(
-            f"the split {split} of {printable(str(store.path))} has no label in common with the "
-            "training images"
-        )
-    val = _known(given["val"], y, labels, notes) if split == "test" else _NONE
+    measured = _NONE if division.held is None else _known(division.held, y, labels, notes)
+    val = _NONE
+    if split == "test":
+        labelled = np.array([label is not None for label in labels], dtype=bool)
+        val = _known(np.flatnonzero(labelled & (store.splits == "val")), y, labels, notes)
     return Parts(train, val, measured, split, classes, y, tuple(notes))
 
 
@@ -175,29 +167,3 @@ def _known(rows: Ints, y: Ints, labels: NDArray[np.object_], notes: list[str]) -
             "and are left out"
         )
     return rows[y[rows] >= 0]
-
-
-def _count(notes: list[str], count: int, what: str) -> None:
-    if count:
-        notes.append(f"{count} images {what}")
-
-
-def _no_labels(store: EmbeddingStore) -> str:
-    where = printable(str(store.path))
-    if store.label_columns:
-        names = ", ".join(printable(name) for name in store.label_columns)
-        return f"{where} has several label columns ({names}): choose one with --target"
-    return (
-        f"{where} has no labelled image: embed it again with class folders or --labels; no vector "
-        "is computed twice"
-    )
-
-
-def _too_few_classes(store: EmbeddingStore, classes: tuple[str, ...]) -> str:
-    where = printable(str(store.path))
-    if not classes:
-        return f"{where} has no labelled image to learn on: put some into a split train"
-    return (
-        f"all labelled images of {where} to learn on have the label {printable(classes[0])}: a "
-        "probe needs two classes at least"
-    )

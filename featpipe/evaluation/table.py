@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from featpipe._files import printable
+from featpipe.evaluation.figures import interval, share
 
 _ROWS = (
     ("accuracy", "accuracy", True),
@@ -35,11 +36,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 def without_line(count: int, what: str, metrics: Mapping[str, Any]) -> str:
     """Return one line: the accuracy without so many images."""
-    low, high = (100 * v for v in metrics["intervals_95"]["accuracy"])
-    accuracy = 100 * metrics["accuracy"]
-    return (
-        f"without the {count} that are {what}: accuracy {accuracy:.1f} %, {low:.1f} to {high:.1f} %"
-    )
+    accuracy, ends = share(metrics["accuracy"]), interval(metrics["intervals_95"]["accuracy"])
+    return f"without the {count} that are {what}: accuracy {accuracy}, {ends}"
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[str]:
@@ -49,16 +47,12 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
         if value is None:
             continue
         low, high = metrics["intervals_95"][name]
-        shown = [_share(v) if is_share else f"{v:.3f}" for v in (value, low, high)]
+        shown = [share(v) if is_share else f"{v:.3f}" for v in (value, low, high)]
         lines.append(f"{title:<22}{shown[0]:>8}   {shown[1]} to {shown[2]}")
     majority = metrics["majority_class"]
     label = printable(majority["label"])
-    lines.append(f"{'always the commonest':<22}{_share(majority['accuracy']):>8}   ({label})")
+    lines.append(f"{'always the commonest':<22}{share(majority['accuracy']):>8}   ({label})")
     return lines
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def _classes(per_class: list[Mapping[str, Any]]) -> list[str]:
@@ -66,8 +60,8 @@ def _classes(per_class: list[Mapping[str, Any]]) -> list[str]:
     width = min(width, 40)
     lines = [f"{'class':<{width}}  precision   recall       F1   images"]
     lines += [
-        f"{printable(c['label'])[:width]:<{width}}  {_share(c['precision']):>9} "
-        f"{_share(c['recall']):>8} {_share(c['f1']):>8} {c['support']:>8}"
+        f"{printable(c['label'])[:width]:<{width}}  {share(c['precision']):>9} "
+        f"{share(c['recall']):>8} {share(c['f1']):>8} {c['support']:>8}"
         for c in per_class[:_MOST_CLASSES]
     ]
     if len(per_class) > _MOST_CLASSES:

@@ -490,7 +490,7 @@ def test_a_store_without_labels_is_refused(hymenoptera: Path, shared: Path, tmp_
     """The page is about labelled images."""
     folder = shared / "datasets/hymenoptera_data/val/ants"
     store = embed(folder, output=tmp_path / "store")
-    with pytest.raises(LabelError, match="has no labelled image"):
+    with pytest.raises(LabelError, match="has no labels: put the images into class folders"):
         write_report(hymenoptera / "head", store, tmp_path / "no.html")
 
 

@@ -7,6 +7,7 @@
     ├── LabelError                4   labels, classes or splits do not allow what was asked
     ├── BackboneError             5   no such backbone, or its file breaks the contract
     │   └── FingerprintError      5   two things were made by different backbones
+    ├── BundleError               5   head and backbone do not agree as one file
     ├── DeviceError               6   the device that was asked for cannot be had, or disagrees
     ├── StoreError                7   a store is damaged, newer than we are, or of another kind
     │   └── LockedError           7   another process is writing there
@@ -79,6 +80,12 @@ class HeadError(FeatpipeError):
     """A head folder is damaged, written by a newer featpipe, or holds what is not trusted."""
 
     exit_code = 7
+
+
+class BundleError(FeatpipeError):
+    """A head and its backbone cannot be put into one ONNX file, or do not agree there."""
+
+    exit_code = 5
 
 
 class WriteError(FeatpipeError):

@@ -44,6 +44,11 @@ def photographs(n: int, size: int) -> Pixels:
     return np.stack([_square(opened[i % len(opened)], i // len(opened), size) for i in range(n)])
 
 
+def whole_photographs() -> list[Pixels]:
+    """Return the photographs that come with featpipe, uint8 (H, W, 3) each, of several sizes."""
+    return [np.asarray(photo) for photo in _opened_photographs()]
+
+
 @lru_cache(maxsize=1)
 def _opened_photographs() -> tuple[Image.Image, ...]:
     return tuple(Image.open(path).convert("RGB") for path in sorted(_PHOTOS.glob("*.jpg")))

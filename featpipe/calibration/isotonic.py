@@ -13,7 +13,7 @@ from featpipe.calibration.temperature import fit_temperature, to_probabilities
 MOST_KNOTS = 256
 """Points of a map, at most."""
 _CELLS = MOST_KNOTS // 2
-_MIXED = 1e-6
+MIXED = 1e-6
 """Share of the temperature's probabilities in the result: steps are flat, scores are not."""
 
 
@@ -56,7 +56,7 @@ class Isotonic:
             shares = np.hstack([1.0 - shares, shares])
         shares /= shares.sum(axis=1, keepdims=True)
         smooth = to_probabilities(scores, self.temperature)
-        return (1.0 - _MIXED) * shares + _MIXED * smooth
+        return (1.0 - MIXED) * shares + MIXED * smooth
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `featpipe.calibration.read_calibrator` turns them back."""

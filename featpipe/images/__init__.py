@@ -6,7 +6,20 @@ from featpipe.images.decode import (
     decode_image,
     decoder_versions,
     image_size,
+    square_of,
     thumbnail,
+    whole_picture,
 )
+from featpipe.images.resize import short_weights
 
-__all__ = ["MAX_PIXELS", "Decoded", "decode_image", "decoder_versions", "image_size", "thumbnail"]
+__all__ = [
+    "MAX_PIXELS",
+    "Decoded",
+    "decode_image",
+    "decoder_versions",
+    "image_size",
+    "short_weights",
+    "square_of",
+    "thumbnail",
+    "whole_picture",
+]

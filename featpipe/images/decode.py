@@ -83,6 +83,22 @@ def thumbnail(data: bytes, width: int, height: int) -> Image.Image | Failure:
     return _opened(data, lambda image: _small(image, width, height))
 
 
+def whole_picture(data: bytes) -> Pixels | Failure:
+    """Return an image file as its pixels: upright, RGB, at full size, uint8 (H, W, 3).
+
+    What a program that hands pictures to a bundle should do; see docs/bundle.md. Never raises
+    for anything that the bytes may hold.
+    """
+    return _opened(data, _whole)
+
+
+def square_of(picture: Pixels, rule: ResizeRule) -> Pixels:
+    """Return the square that a backbone reads of a picture, uint8 (H, W, 3) → (crop, crop, 3)."""
+    image = Image.fromarray(picture)
+    box = crop_box(image.width, image.height, rule)
+    return np.asarray(resize_box(image, box, rule.crop, rule.interpolation))
+
+
 def _opened(data: bytes, use: Callable[[Image.Image], _Result | Failure]) -> _Result | Failure:
     """Open bytes and use what is in them; whatever is wrong with them becomes a `Failure`."""
     if not data:
@@ -146,6 +162,17 @@ def _decode_opened(image: Image.Image, rule: ResizeRule) -> Decoded | Failure:
     # Converting what is RGB already would copy it.
     rgb = upright if upright.mode == "RGB" else upright.convert("RGB")
     return Decoded(np.asarray(rgb), width, height)
+
+
+def _whole(image: Image.Image) -> Pixels | Failure:
+    if image.width * image.height > MAX_PIXELS:
+        return Failure("undecodable", _too_large(*image.size))
+    image.load()
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    colours = _eight_bits(image)
+    if isinstance(colours, Failure):
+        return colours
+    return np.asarray(turn_upright(colours, orientation).convert("RGB"))
 
 
 def _small(image: Image.Image, width: int, height: int) -> Image.Image | Failure:

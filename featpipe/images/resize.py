@@ -81,6 +81,11 @@ def _one_pass(
     return resized
 
 
+def short_weights() -> bool:
+    """Tell whether the resize here rounds its weights to 16 bits; Pillow's own has more."""
+    return simd is not None
+
+
 def resize_version() -> str:
     """Return what does the resizing, and its version."""
     if simd is None:

@@ -1,0 +1,130 @@
+"""A bundle beside the head that it was made of, on the same pictures.
+
+The reference is scikit-learn on the vectors of the very backbone that is inside, from squares
+that featpipe's own resize has made. So what is compared is all that the bundle adds: resize
+and crop, head, calibration, labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from featpipe._files import first_line
+from featpipe._machine import usable_cores
+from featpipe.backbones.contract import EMBEDDING, INPUT
+from featpipe.backbones.onnx_session import CPU
+from featpipe.backbones.quantize import Runner
+from featpipe.bundle.assemble import Parts
+from featpipe.bundle.graph import valid_text
+from featpipe.errors import BundleError
+from featpipe.images import square_of
+from featpipe.types import Pixels, Vectors
+
+MOST_APART = 1e-4
+"""How far a probability may be from scikit-learn's."""
+_NAMES = ["label", "label_index", "probabilities", EMBEDDING]
+_BATCHES = (2, 3)
+
+Probabilities = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How two ways to classify the same pictures agree.
+
+    Attributes
+    ----------
+    images : int
+    labels_equal : int
+    largest_difference : float
+        Of any two probabilities.
+    """
+
+    images: int
+    labels_equal: int
+    largest_difference: float
+
+    @classmethod
+    def of(cls, expected: Probabilities, found: Probabilities) -> Agreement:
+        """Compare probabilities, (n, K) each."""
+        same = int((expected.argmax(axis=1) == found.argmax(axis=1)).sum())
+        return cls(len(expected), same, float(np.abs(expected - found).max(initial=0.0)))
+
+    @property
+    def holds(self) -> bool:
+        """Whether all labels are equal and no probability is further apart than 1e-4."""
+        return self.labels_equal == self.images and self.largest_difference <= MOST_APART
+
+    def __str__(self) -> str:
+        return (
+            f"{self.labels_equal} of {self.images} labels equal, probabilities within "
+            f"{self.largest_difference:.1g}"
+        )
+
+
+def squares(pictures: Sequence[Pixels], parts: Parts) -> Pixels:
+    """Return what the backbone reads of pictures of any size, uint8 (n, crop, crop, 3)."""
+    return np.stack([square_of(picture, parts.card.resize) for picture in pictures])
+
+
+def verify(data: bytes, parts: Parts, pictures: Sequence[Pixels]) -> Agreement:
+    """Compare a bundle with scikit-learn's head, picture by picture and in batches.
+
+    Raises
+    ------
+    BundleError
+        When ONNX Runtime cannot run the bundle, or its label is not its likeliest class.
+    """
+    session = _session(data, parts.card.name)
+    ready = squares(pictures, parts)
+    expected = parts.head.predict_proba(Runner(parts.backbone).embed(ready))
+    handed = pictures if parts.with_resize else list(ready)
+    found = np.concatenate([_run(session, picture[None], parts) for picture in handed])
+    # A batch of one size, whatever the sizes of the pictures are.
+    for n in _BATCHES:
+        several = np.repeat(handed[0][None], n, axis=0)
+        if np.abs(_run(session, several, parts) - found[:1]).max() > MOST_APART:
+            raise BundleError(
+                f"the bundle of {parts.card.name} gives a picture other probabilities in a batch "
+                f"of {n}: nothing was written; its backbone mixes the images of a batch"
+            )
+    return Agreement.of(expected, found)
+
+
+def embedded(backbone: bytes, ready: Pixels) -> Vectors:
+    """Return the vectors of squares, float32 (n, D)."""
+    return Runner(backbone).embed(ready)
+
+
+def _session(data: bytes, name: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=[CPU])
+    except Exception as exc:
+        # ONNX Runtime's exceptions have no public base class.
+        raise BundleError(
+            f"the bundle of {name} cannot be run by ONNX Runtime {onnxruntime.__version__}: "
+            f"{first_line(exc)}: nothing was written"
+        ) from exc
+
+
+def _run(session: onnxruntime.InferenceSession, images: Pixels, parts: Parts) -> Probabilities:
+    """Return probabilities, (n, K), once labels and positions have been looked at."""
+    labels, positions, found, _ = session.run(_NAMES, {INPUT: images})
+    wanted = found.argmax(axis=1)
+    texts = [valid_text(name) for name in parts.head.classes]
+    if positions.tolist() != wanted.tolist() or list(labels) != [texts[i] for i in wanted]:
+        raise BundleError(
+            f"the bundle of {parts.card.name} gives labels that are not those of its "
+            "probabilities: nothing was written; please report it"
+        )
+    probabilities: Probabilities = found
+    return probabilities

@@ -70,8 +70,9 @@ class Graph:
     def texts(self, values: Sequence[str]) -> str:
         """Return the name of a constant of texts."""
         made = self._name("texts")
-        encoded = [valid_text(value).encode() for value in values]
-        self.constants.append(helper.make_tensor(made, TensorProto.STRING, [len(encoded)], encoded))
+        tensor = onnx.TensorProto(name=made, data_type=TensorProto.STRING, dims=[len(values)])
+        tensor.string_data.extend(valid_text(value).encode() for value in values)
+        self.constants.append(tensor)
         return made
 
     def integers(self, *values: int) -> str:

@@ -177,14 +177,14 @@ def _pairwise(machine: Any) -> tuple[Array, Array]:
     counts = machine._n_support.astype(int)  # noqa: SLF001
     ends = np.cumsum(counts)
     parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    dual = machine._dual_coef_.astype(np.float64)  # noqa: SLF001
+    dual = machine._dual_coef_.astype(np.float64)
     columns = []
     for i, j in combinations(range(len(counts)), 2):
         column = np.zeros(ends[-1])
         column[parts[i]], column[parts[j]] = dual[j - 1, parts[i]], dual[i, parts[j]]
         columns.append(column)
     sign = -1.0 if len(counts) == 2 else 1.0
-    bias = machine._intercept_.astype(np.float64)  # noqa: SLF001
+    bias = machine._intercept_.astype(np.float64)
     return sign * np.stack(columns, axis=1), sign * bias
 
 

@@ -26,7 +26,7 @@ def add_probabilities(
 
 
 def add_label(graph: Graph, probabilities: str, classes: Sequence[str]) -> tuple[str, str]:
-    """Return the likeliest class, int64 (N,), and its label, string (N,); of equal ones the first."""
+    """Return the likeliest class, int64 (N,), the first of equal ones, and its label, string."""
     index = graph.add("ArgMax", probabilities, axis=1, keepdims=0)
     return index, graph.add("Gather", graph.texts(classes), index)
 

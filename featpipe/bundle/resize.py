@@ -102,9 +102,9 @@ def _pass(graph: Graph, side: str, resized: str, rule: ResizeRule, short: bool) 
     add, number = graph.add, _numbers(graph)
     block, radius = block_of(rule.crop), _RADIUS[rule.interpolation]
     n_blocks = rule.crop // block
-    spare = graph.cast(add("Sub", resized, number(rule.crop)), FLOAT)
+    spare = graph.cast(add("Sub", resized, number(rule.crop)), DOUBLE)
     # To even, as Python's `round` does.
-    margin = graph.cast(add("Round", add("Mul", spare, graph.constant(0.5))), INT64)
+    margin = graph.cast(add("Round", add("Mul", spare, _doubles(graph)(0.5))), INT64)
     # The centre of pixel i is (2 i + 1) * side / (2 * resized) in the picture that comes.
     odd = number(2 * np.arange(rule.crop).reshape(n_blocks, block, 1) + 1)
     centres = add("Mul", add("Add", odd, add("Mul", margin, number(2))), side)

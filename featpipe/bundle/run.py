@@ -94,9 +94,9 @@ class BundleReport:
 
     def __str__(self) -> str:
         size = f"{self.size / 1e6:.1f} MB"
+        what = f"{self.head} on {printable(self.backbone)}, {self.precision}"
         lines = [
-            f"{self.head} on {printable(self.backbone)}, {self.precision}: {len(self.classes)} "
-            f"classes, {size}",
+            f"{what}: {len(self.classes)} classes, {size}",
             f"beside scikit-learn, {self.verified_on}: {self.agreement}",
         ]
         if self.smaller is not None:

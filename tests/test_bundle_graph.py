@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import PHOTOS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from vectors import card
 
-from conftest import PHOTOS
 from featpipe.bundle.graph import Graph
 from featpipe.bundle.heads import add_scores
 from featpipe.bundle.probabilities import add_label, add_probabilities
@@ -20,7 +21,6 @@ from featpipe.heads import HEADS, Head
 from featpipe.heads.registry import class_scores
 from featpipe.images import resize, square_of, whole_picture
 from featpipe.types import ResizeRule
-from vectors import card
 
 RULES = {
     "bicubic": ResizeRule(256, 224),
@@ -73,7 +73,7 @@ def test_resize_of_photographs_has_the_very_pixels(name):
 def test_resize_by_nearest_takes_pixels_of_the_picture():
     """Where a centre lies between two pixels rounding decides; nearly all others are equal."""
     run = resizer(RULES["nearest"])
-    picture = whole_picture(sorted(PHOTOS.glob("*.jpg"))[0].read_bytes())
+    picture = whole_picture(min(PHOTOS.glob("*.jpg")).read_bytes())
     found, wanted = run(picture[None])[0], square_of(picture, RULES["nearest"])
     assert (found != wanted).mean() < 0.02
 
@@ -115,7 +115,7 @@ def test_resize_of_any_size(height, width, interpolation, squash, sizes):
 
 def test_resize_takes_batches_and_newer_opsets():
     """Pictures of one size are resized together as one by one; opset 18 changed ReduceMax."""
-    picture = whole_picture(sorted(PHOTOS.glob("*.jpg"))[0].read_bytes())
+    picture = whole_picture(min(PHOTOS.glob("*.jpg")).read_bytes())
     batch = np.stack([picture, picture[::-1], picture[:, ::-1]])
     rule = ResizeRule(48, 32)
     for opset in (13, 18, 20):
@@ -195,7 +195,9 @@ def test_neighbours_of_the_very_direction_take_all_the_weight():
     "calibrator",
     [
         Sigmoid(2.0, (1.0, 0.0, 3.0), (0.5, -2.0, 0.0)),
-        Isotonic(1.0, ((-1.0, 0.0, 2.0), (0.0,), (-3.0, 3.0)), ((0.1, 0.1, 0.9), (0.2,), (0.3, 0.4))),
+        Isotonic(
+            1.0, ((-1.0, 0.0, 2.0), (0.0,), (-3.0, 3.0)), ((0.1, 0.1, 0.9), (0.2,), (0.3, 0.4))
+        ),
         Temperature(1e-3),
         Temperature(50.0),
     ],

@@ -16,13 +16,15 @@ from featpipe.backbones import BackboneCard
 from featpipe.backbones.contract import EMBEDDING, INPUT
 from featpipe.bundle.graph import Graph, valid_text
 from featpipe.bundle.heads import add_scores
+from featpipe.bundle.novelty import add_novelty
 from featpipe.bundle.probabilities import add_label, add_probabilities
 from featpipe.bundle.resize import add_resize
 from featpipe.errors import BundleError
 from featpipe.heads import Head
 
 BUNDLE_KEY, LABELS_KEY = "featpipe.bundle", "featpipe.labels"
-OUTPUTS = ("label", "label_index", "probabilities", "embedding")
+STRANGE = ("ood_score", "ood_p")
+"""Outputs of a head that knows how strange an image is."""
 _OLDEST, _UPGRADED = 13, 17
 _PREFIX = "featpipe/"
 _MAX_BYTES = 2**31 - 2**20
@@ -79,6 +81,10 @@ def assemble(parts: Parts) -> onnx.ModelProto:
     )
     index, label = add_label(after, found, parts.head.classes)
     after.add("Cast", found, name="probabilities", to=TensorProto.FLOAT)
+    if parts.head.novelty is not None:
+        strange = add_novelty(after, parts.head.novelty, vectors, parts.dtype)
+        for name, value in zip(STRANGE, strange, strict=True):
+            after.add("Cast", value, name=name, to=TensorProto.FLOAT)
     after.add("Identity", index, name="label_index")
     after.add("Identity", label, name="label")
     nodes = [*before.nodes, *model.graph.node, *after.nodes]
@@ -113,6 +119,8 @@ def _outputs(parts: Parts) -> list[onnx.ValueInfoProto]:
         "probabilities": (TensorProto.FLOAT, ["N", len(parts.head.classes)]),
         EMBEDDING: (TensorProto.FLOAT, ["N", parts.card.dimension]),
     }
+    if parts.head.novelty is not None:
+        sizes |= dict.fromkeys(STRANGE, (TensorProto.FLOAT, ["N"]))
     return [helper.make_tensor_value_info(name, *what) for name, what in sizes.items()]
 
 

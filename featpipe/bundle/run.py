@@ -235,7 +235,8 @@ class _Bundling:
         """Return the backbone, in the precision that was asked for."""
         if self._options.precision == "fp32":
             return self._original
-        source = self._pictures.source
+        # Nothing is calibrated where weights are but stored in half the size.
+        source = self._pictures.source if self._options.precision == "int8" else None
         if self._options.precision == "int8" and source is None:
             raise SourceError(
                 "int8 is calibrated on images, and those that the head was fitted on are not "

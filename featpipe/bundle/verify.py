@@ -20,7 +20,7 @@ from featpipe._machine import usable_cores
 from featpipe.backbones.contract import EMBEDDING, INPUT
 from featpipe.backbones.onnx_session import CPU
 from featpipe.backbones.quantize import Runner
-from featpipe.bundle.assemble import Parts
+from featpipe.bundle.assemble import STRANGE, Parts
 from featpipe.bundle.graph import valid_text
 from featpipe.errors import BundleError
 from featpipe.images import square_of
@@ -28,6 +28,8 @@ from featpipe.types import Pixels, Vectors
 
 MOST_APART = 1e-4
 """How far a probability may be from scikit-learn's."""
+MOST_APART_STRANGE = 5e-3
+"""How far an out-of-distribution score may be from featpipe's: it is a logarithm."""
 _NAMES = ["label", "label_index", "probabilities", EMBEDDING]
 _BATCHES = (2, 3)
 
@@ -83,9 +85,11 @@ def verify(data: bytes, parts: Parts, pictures: Sequence[Pixels]) -> Agreement:
     """
     session = _session(data, parts.card.name)
     ready = squares(pictures, parts)
-    expected = parts.head.predict_proba(Runner(parts.backbone).embed(ready))
+    vectors = embedded(parts.backbone, ready)
+    expected = parts.head.predict_proba(vectors)
     handed = pictures if parts.with_resize else list(ready)
     found = np.concatenate([_run(session, picture[None], parts) for picture in handed])
+    _check_strangeness(session, handed, vectors, parts)
     # A batch of one size, whatever the sizes of the pictures are.
     for n in _BATCHES:
         several = np.repeat(handed[0][None], n, axis=0)
@@ -95,6 +99,26 @@ def verify(data: bytes, parts: Parts, pictures: Sequence[Pixels]) -> Agreement:
                 f"of {n}: nothing was written; its backbone mixes the images of a batch"
             )
     return Agreement.of(expected, found)
+
+
+def _check_strangeness(
+    session: onnxruntime.InferenceSession,
+    handed: Sequence[Pixels],
+    vectors: Vectors,
+    parts: Parts,
+) -> None:
+    """Raise where the score of how strange a picture is is not featpipe's."""
+    novelty = parts.head.novelty
+    if novelty is None:
+        return
+    score = STRANGE[0]
+    found = np.concatenate([session.run([score], {INPUT: some[None]})[0] for some in handed])
+    apart = float(np.abs(found - novelty.scores(vectors)).max())
+    if apart > MOST_APART_STRANGE:
+        raise BundleError(
+            f"the bundle of {parts.card.name} gives other out-of-distribution scores than the "
+            f"head ({apart:.1g} apart where {MOST_APART_STRANGE:g} is allowed): nothing was written"
+        )
 
 
 def embedded(backbone: bytes, ready: Pixels) -> Vectors:

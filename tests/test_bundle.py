@@ -1,0 +1,303 @@
+"""`featpipe bundle`: one file that is the head's equal, or none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from conftest import LIVING, PHOTOS, build_tiny_backbone
+from convnet import build_convnet
+from onnx import helper
+
+import featpipe
+from featpipe.backbones import load_backbone
+from featpipe.bundle import Agreement, BundleOptions, bundle, verify
+from featpipe.bundle.assemble import Parts, assemble
+from featpipe.bundle.pictures import draw_pictures
+from featpipe.errors import BundleError, SourceError
+from featpipe.heads import HEADS, load_head
+from featpipe.images import decode_image, whole_picture
+from featpipe.training import fit
+
+NAMES = ["label", "label_index", "probabilities", "embedding"]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Return a folder with photographs of two classes, and a function that fits heads on them."""
+    root = tmp_path_factory.mktemp("bundle")
+    for path in sorted(PHOTOS.glob("*.jpg")):
+        folder = root / "photos" / ("living" if path.stem in LIVING else "things")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    store = featpipe.embed(root / "photos", output=root / "store", device="cpu")
+
+    def of(name, path=None):
+        head = fit(store, name, cv=2, check=False, tune=False)
+        return head if path is None else head.save(path)
+
+    return root, of
+
+
+def run(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return dict(zip(NAMES, session.run(NAMES, {"images": images}), strict=True))
+
+
+def expected(head, path):
+    backbone = load_backbone()
+    pixels = decode_image(path.read_bytes(), backbone.card.resize).pixels
+    vector = backbone.open_session("cpu").run(pixels[None])
+    return head.predict_proba(vector), vector
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_as_one_file(fitted, tmp_path, name):
+    """Label, probabilities and embedding of a photograph are those that featpipe gives it."""
+    root, of = fitted
+    head = of(name)
+    report = bundle(head, tmp_path / "classifier.onnx")
+    assert report.agreement.holds
+    assert report.agreement.images == len(list(PHOTOS.glob("*.jpg")))
+    assert report.verified_on == f"{report.agreement.images} pictures of photos"
+    assert report.size == (tmp_path / "classifier.onnx").stat().st_size
+    path = min((root / "photos").rglob("*.jpg"))
+    found = run(tmp_path / "classifier.onnx", whole_picture(path.read_bytes())[None])
+    probabilities, vector = expected(head, path)
+    assert np.abs(found["probabilities"] - probabilities).max() < 1e-5
+    assert np.abs(found["embedding"] - vector).max() < 1e-4
+    assert found["label"].tolist() == head.predict(vector).tolist()
+    assert found["label_index"].tolist() == probabilities.argmax(axis=1).tolist()
+
+
+def test_the_file_needs_nothing_but_standard_operators_and_tells_of_itself(fitted, tmp_path):
+    """Domain ai.onnx alone; labels, card and verification inside; equal heads, equal bytes."""
+    _, of = fitted
+    head = of("knn")
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    bundle(head, first)
+    bundle(head, second)
+    assert first.read_bytes() == second.read_bytes()
+    model = onnx.load(first)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [entry.domain for entry in model.opset_import] == [""]
+    about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert about["featpipe.labels"] == ["living", "things"]
+    told = about["featpipe.bundle"]
+    assert (told["head"], told["precision"], told["resize"]) == ("knn", "fp32", True)
+    assert told["backbone"]["name"] == "efficientnet_lite0"
+    assert told["verified"]["labels_equal"] == told["verified"]["images"]
+    assert str(tmp_path) not in first.read_bytes().decode("latin-1")
+
+
+def test_without_resize_the_square_is_taken(fitted, tmp_path):
+    """The input is what the backbone reads, and nothing else fits."""
+    root, of = fitted
+    head = of("logreg")
+    path = tmp_path / "fixed.onnx"
+    report = bundle(head, path, options=BundleOptions(resize=False))
+    assert report.agreement.holds
+    assert onnxruntime.InferenceSession(path).get_inputs()[0].shape == ["N", 224, 224, 3]
+    photo = min((root / "photos").rglob("*.jpg"))
+    pixels = decode_image(photo.read_bytes(), load_backbone().card.resize).pixels
+    found = run(path, np.stack([pixels, pixels]))
+    probabilities, _ = expected(head, photo)
+    assert np.abs(found["probabilities"] - probabilities).max() < 1e-5
+
+
+def test_half_precision_says_what_it_costs(fitted, tmp_path):
+    """Half the size, verified on its own vectors, and compared with the backbone in fp32."""
+    _, of = fitted
+    head = of("logreg")
+    whole = bundle(head, tmp_path / "whole.onnx")
+    half = bundle(head, tmp_path / "half.onnx", options=BundleOptions("fp16"))
+    assert half.size < 0.6 * whole.size
+    assert half.agreement.holds
+    assert half.smaller is not None
+    assert half.smaller.labels_equal == half.smaller.images
+    assert 0 < half.smaller.largest_difference < 0.05
+    assert "beside the backbone in fp32: " in str(half)
+    assert whole.smaller is None
+
+
+def test_int8_needs_pictures(fitted, tmp_path):
+    """Where the training images are gone, and none are named, int8 cannot be calibrated."""
+    _, of = fitted
+    head = of("logreg")
+    orphan = replace(head, report={**head.report, "data": {**head.report["data"], "store": "gone"}})
+    with pytest.raises(SourceError) as error:
+        bundle(orphan, tmp_path / "small.onnx", options=BundleOptions("int8"))
+    assert str(error.value) == (
+        "int8 is calibrated on images, and those that the head was fitted on are not where they "
+        "were: give a folder of some with --images"
+    )
+    assert not (tmp_path / "small.onnx").exists()
+
+
+def test_int8_of_a_small_backbone(tmp_path, shared):
+    """A quarter of the weights' size, and the head on its own vectors to 1e-4."""
+    model = build_convnet(tmp_path / "convnet.onnx")
+    photos = shared / "datasets" / "hymenoptera_data" / "val"
+    store = featpipe.embed(photos, model=model, output=tmp_path / "store", device="cpu")
+    head = fit(store, "centroid", check=False, baselines=False, cv=2)
+    options = BundleOptions("int8")
+    try:
+        report = bundle(head, tmp_path / "c.onnx", model=model, options=options)
+    except BundleError as error:
+        # Random weights tell little apart: the labels of some may change.
+        assert "the head does not bear int8" in str(error)  # noqa: PT017
+        assert not (tmp_path / "c.onnx").exists()
+    else:
+        assert report.agreement.holds
+        assert report.precision == "int8"
+
+
+def test_photographs_that_came_along_stand_in(fitted, tmp_path):
+    """A head whose images are gone is verified on featpipe's own photographs."""
+    _, of = fitted
+    head = of("logreg")
+    orphan = replace(head, report={})
+    report = bundle(orphan, tmp_path / "c.onnx")
+    assert report.verified_on == "7 photographs that come with featpipe"
+    assert draw_pictures(orphan, None).source is None
+
+
+def test_pictures_of_ones_own(fitted, tmp_path):
+    """`images` names other pictures; broken ones among them are passed over, none is an error."""
+    _, of = fitted
+    head = of("logreg")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    with pytest.raises(SourceError) as error:
+        bundle(head, tmp_path / "c.onnx", images=folder)
+    assert str(error.value) == (f"no image in {folder} can be decoded: give others with --images")
+    shutil.copy(min(PHOTOS.glob("*.jpg")), folder)
+    report = bundle(head, tmp_path / "c.onnx", images=folder)
+    assert report.verified_on == "1 pictures of mine"
+
+
+def test_what_does_not_agree_is_not_written(fitted, tmp_path, monkeypatch):
+    """A file that is there stays as it was, and the message has the figures."""
+    _, of = fitted
+    path = tmp_path / "c.onnx"
+    path.write_bytes(b"former")
+    monkeypatch.setattr(verify.Agreement, "of", lambda *_: Agreement(10, 9, 0.5))
+    with pytest.raises(BundleError) as error:
+        bundle(of("logreg"), path)
+    assert str(error.value) == (
+        "the bundle of this logreg head does not agree with scikit-learn, pictures of photos: 9 of "
+        "10 labels equal, probabilities within 0.5 where all labels and 0.0001 are needed: nothing "
+        "was written; another kind of head may do"
+    )
+    assert path.read_bytes() == b"former"
+    assert [p.name for p in tmp_path.iterdir()] == ["c.onnx"]
+
+
+def test_64_bits_where_32_do_not_reach(fitted, tmp_path, monkeypatch):
+    """The head is written in doubles when floats are too coarse."""
+    _, of = fitted
+    real = verify.Agreement.of
+    tried = []
+
+    def strict(expected, found):
+        tried.append(len(found))
+        return real(expected, found) if len(tried) > 1 else Agreement(7, 6, 0.5)
+
+    monkeypatch.setattr(verify.Agreement, "of", strict)
+    report = bundle(of("lda"), tmp_path / "c.onnx")
+    assert report.head_bits == 64
+    assert report.agreement.holds
+
+
+def test_agreement_counts_labels_and_the_largest_difference():
+    """One label that differs, or one probability that is too far, is no agreement."""
+    a = np.array([[0.6, 0.4], [0.3, 0.7]])
+    assert Agreement.of(a, a).holds
+    assert not Agreement.of(a, a + np.array([[2e-4, -2e-4], [0, 0]])).holds
+    swapped = Agreement.of(a, a[::-1])
+    assert (swapped.images, swapped.labels_equal) == (2, 0)
+    assert str(Agreement(48, 47, 0.25)) == "47 of 48 labels equal, probabilities within 0.2"
+
+
+def test_a_backbone_of_another_domain_is_refused(fitted, tmp_path):
+    """Operators that few runtimes have keep a bundle from being made."""
+    _, of = fitted
+    head = of("logreg")
+    model = onnx.load(load_backbone().path)
+    model.graph.node.append(
+        helper.make_node("Gelu", ["embedding"], ["unused"], domain="com.microsoft")
+    )
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    parts = Parts(model.SerializeToString(), load_backbone().card, head, True, True, np.float32)
+    with pytest.raises(BundleError) as error:
+        assemble(parts)
+    assert str(error.value) == (
+        "the backbone efficientnet_lite0 needs operators of the domain com.microsoft, which few "
+        "runtimes have: nothing was written; export it with standard operators"
+    )
+
+
+@pytest.mark.parametrize("opset", [11, 12, 17])
+def test_old_opsets_are_brought_up(tmp_path, photos, opset):
+    """A backbone of an opset before 13 is converted, and agrees."""
+    model = build_convnet(tmp_path / "convnet.onnx", opset=opset)
+    store = featpipe.embed(photos, model=model, output=tmp_path / "store", device="cpu")
+    head = fit(store, "logreg", cv=2, check=False, baselines=False, tune=False)
+    report = bundle(head, tmp_path / "c.onnx", model=model)
+    assert report.agreement.holds
+    assert onnx.load(tmp_path / "c.onnx").opset_import[0].version >= 13
+
+
+def test_too_large_for_one_file(fitted, monkeypatch):
+    """More than one file holds is said before anything is run."""
+    _, of = fitted
+    monkeypatch.setattr("featpipe.bundle.assemble._MAX_BYTES", 1000)
+    card = load_backbone().card
+    data = load_backbone().path.read_bytes()
+    with pytest.raises(BundleError) as error:
+        assemble(Parts(data, card, of("knn"), True, True, np.float32))
+    assert str(error.value).startswith("efficientnet_lite0 and its head need 0.0 GB, more than")
+
+
+def test_command(fitted, tmp_path, run_cli, monkeypatch):
+    """The command writes beside you by default, says what it found, and speaks JSON."""
+    root, of = fitted
+    monkeypatch.chdir(tmp_path)
+    of("ridge", root / "heads" / "photos-ridge")
+    result = run_cli("bundle", root / "heads" / "photos-ridge")
+    assert result.code == 0
+    assert result.out.startswith("ridge on efficientnet_lite0, fp32: 2 classes, 13.5 MB\n")
+    assert "beside scikit-learn, 10 pictures of photos: 10 of 10 labels equal" in result.out
+    assert result.err == "bundle → photos-ridge.onnx\n"
+    assert Path("photos-ridge.onnx").exists()
+    told = json.loads(
+        run_cli("bundle", root / "heads" / "photos-ridge", "-o", "x.onnx", "--json").out
+    )
+    assert told["agreement"]["labels_equal"] == 10
+    assert told["path"] == "x.onnx"
+    assert load_head(root / "heads" / "photos-ridge").name == "ridge"
+
+
+def test_command_refuses(fitted, tmp_path, run_cli, monkeypatch):
+    """A name that is no ONNX file, a backbone that is not the head's, a head that is none."""
+    root, of = fitted
+    head = of("centroid", root / "heads" / "photos-centroid")
+    result = run_cli("bundle", head, "-o", tmp_path / "c.bin")
+    assert (result.code, result.err) == (
+        5,
+        f"Error: cannot write a bundle to {tmp_path / 'c.bin'}: give a name that ends in .onnx\n",
+    )
+    build_tiny_backbone(tmp_path / "other.onnx", name="other")
+    result = run_cli("bundle", head, "-o", tmp_path / "c.onnx", "--model", tmp_path / "other.onnx")
+    assert result.code == 5
+    assert "was fitted on" in result.err
+    assert not (tmp_path / "c.onnx").exists()
+    result = run_cli("bundle", tmp_path, "-o", tmp_path / "c.onnx")
+    assert result.code == 7

@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from featpipe.backbones import Backbone, load_backbone
+    from featpipe.bundling import bundle
     from featpipe.embedding import embed
     from featpipe.evaluation import compare, evaluate, few_shot_curve, probe
     from featpipe.heads import Head, load_head
@@ -36,6 +37,7 @@ _HOMES = {
     "EmbeddingStore": "featpipe.store",
     "Head": "featpipe.heads",
     "ImageEmbedder": "featpipe.transformer",
+    "bundle": "featpipe.bundling",
     "compare": "featpipe.evaluation",
     "embed": "featpipe.embedding",
     "evaluate": "featpipe.evaluation",
@@ -53,6 +55,7 @@ __all__ = [
     "Head",
     "ImageEmbedder",
     "__version__",
+    "bundle",
     "compare",
     "embed",
     "evaluate",

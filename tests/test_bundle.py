@@ -17,9 +17,9 @@ from onnx import helper
 
 import featpipe
 from featpipe.backbones import load_backbone
-from featpipe.bundle import Agreement, BundleOptions, bundle, verify
-from featpipe.bundle.assemble import Parts, assemble
-from featpipe.bundle.pictures import draw_pictures
+from featpipe.bundling import Agreement, BundleOptions, bundle, verify
+from featpipe.bundling.assemble import Parts, assemble
+from featpipe.bundling.pictures import draw_pictures
 from featpipe.errors import BundleError, SourceError
 from featpipe.heads import HEADS, load_head
 from featpipe.images import decode_image, whole_picture
@@ -258,7 +258,7 @@ def test_old_opsets_are_brought_up(tmp_path, photos, opset):
 def test_too_large_for_one_file(fitted, monkeypatch):
     """More than one file holds is said before anything is run."""
     _, of = fitted
-    monkeypatch.setattr("featpipe.bundle.assemble._MAX_BYTES", 1000)
+    monkeypatch.setattr("featpipe.bundling.assemble._MAX_BYTES", 1000)
     card = load_backbone().card
     data = load_backbone().path.read_bytes()
     with pytest.raises(BundleError) as error:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from vectors import card
 
-from featpipe.bundle.graph import Graph
-from featpipe.bundle.heads import add_scores
-from featpipe.bundle.probabilities import add_label, add_probabilities
-from featpipe.bundle.resize import add_resize, block_of
+from featpipe.bundling.graph import Graph
+from featpipe.bundling.heads import add_scores
+from featpipe.bundling.probabilities import add_label, add_probabilities
+from featpipe.bundling.resize import add_resize, block_of
 from featpipe.calibration import Isotonic, Sigmoid, Temperature, fit_isotonic, fit_sigmoid
 from featpipe.heads import HEADS, Head
 from featpipe.heads.registry import class_scores

@@ -61,8 +61,8 @@ def bundle(
     scaling and calibration are inside. The file is compared with scikit-learn on real pictures
     and written only when all labels are equal and probabilities agree to 1e-4.
     """
-    from featpipe.bundle import BundleOptions
-    from featpipe.bundle import bundle as make
+    from featpipe.bundling import BundleOptions
+    from featpipe.bundling import bundle as make
 
     path = output if output is not None else Path(f"{head.resolve().name}.onnx")
     with progress_display("images") as progress:

@@ -15,9 +15,9 @@ import onnx
 from featpipe import __version__
 from featpipe._files import atomic_file, make_folder, printable, slug
 from featpipe.backbones import Backbone
-from featpipe.bundle.assemble import Parts, assemble, stamp
-from featpipe.bundle.pictures import Pictures, draw_pictures
-from featpipe.bundle.verify import MOST_APART, Agreement, embedded, squares, verify
+from featpipe.bundling.assemble import Parts, assemble, stamp
+from featpipe.bundling.pictures import Pictures, draw_pictures
+from featpipe.bundling.verify import MOST_APART, Agreement, embedded, squares, verify
 from featpipe.errors import BundleError, SourceError
 from featpipe.heads import Head, load_head
 from featpipe.images import short_weights

@@ -1,6 +1,6 @@
 """Backbone and head as one ONNX file: pictures in, labels and probabilities out."""
 
-from featpipe.bundle.run import BundleOptions, BundleReport, bundle
-from featpipe.bundle.verify import Agreement
+from featpipe.bundling.run import BundleOptions, BundleReport, bundle
+from featpipe.bundling.verify import Agreement
 
 __all__ = ["Agreement", "BundleOptions", "BundleReport", "bundle"]

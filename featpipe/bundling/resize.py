@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from featpipe.bundle.graph import DOUBLE, FLOAT, INT64, UINT8, Graph
+from featpipe.bundling.graph import DOUBLE, FLOAT, INT64, UINT8, Graph
 from featpipe.types import ResizeRule
 
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 40, 8

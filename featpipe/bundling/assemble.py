@@ -14,15 +14,15 @@ from onnx import TensorProto, helper, version_converter
 from featpipe._files import first_line, printable
 from featpipe.backbones import BackboneCard
 from featpipe.backbones.contract import EMBEDDING, INPUT
-from featpipe.bundle.graph import Graph, valid_text
-from featpipe.bundle.heads import add_scores
-from featpipe.bundle.novelty import add_novelty
-from featpipe.bundle.probabilities import add_label, add_probabilities
-from featpipe.bundle.resize import add_resize
+from featpipe.bundling.graph import Graph, valid_text
+from featpipe.bundling.heads import add_scores
+from featpipe.bundling.novelty import add_novelty
+from featpipe.bundling.probabilities import add_label, add_probabilities
+from featpipe.bundling.resize import add_resize
 from featpipe.errors import BundleError
 from featpipe.heads import Head
 
-BUNDLE_KEY, LABELS_KEY = "featpipe.bundle", "featpipe.labels"
+BUNDLE_KEY, LABELS_KEY = "featpipe.bundling", "featpipe.labels"
 STRANGE = ("ood_score", "ood_p")
 """Outputs of a head that knows how strange an image is."""
 _OLDEST, _UPGRADED = 13, 17
@@ -45,7 +45,7 @@ class Parts:
     with_resize : bool
         Whether images of any size are taken, or only the square that the backbone reads.
     short_weights : bool
-        How the resize rounds its weights; see `featpipe.bundle.resize.add_resize`.
+        How the resize rounds its weights; see `featpipe.bundling.resize.add_resize`.
     dtype : {np.float32, np.float64}
         What the head computes in.
     """

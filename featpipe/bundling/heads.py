@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from featpipe.bundle.graph import Graph
+from featpipe.bundling.graph import Graph
 from featpipe.errors import BundleError
 from featpipe.heads import Head
 from featpipe.heads.neighbours import CosineNeighbours

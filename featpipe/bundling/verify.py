@@ -20,8 +20,8 @@ from featpipe._machine import usable_cores
 from featpipe.backbones.contract import EMBEDDING, INPUT
 from featpipe.backbones.onnx_session import CPU
 from featpipe.backbones.quantize import Runner
-from featpipe.bundle.assemble import STRANGE, Parts
-from featpipe.bundle.graph import valid_text
+from featpipe.bundling.assemble import STRANGE, Parts
+from featpipe.bundling.graph import valid_text
 from featpipe.errors import BundleError
 from featpipe.images import square_of
 from featpipe.types import Pixels, Vectors

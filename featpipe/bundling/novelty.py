@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.bundle.graph import Graph
-from featpipe.bundle.heads import add_normalised
+from featpipe.bundling.graph import Graph
+from featpipe.bundling.heads import add_normalised
 from featpipe.ood import FLOOR, NEIGHBOURS, WEIGHT, Novelty
 
 Array = NDArray[Any]

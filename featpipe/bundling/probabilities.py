@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.bundle.graph import Graph
+from featpipe.bundling.graph import Graph
 from featpipe.calibration import Calibrator, Isotonic, Sigmoid
 from featpipe.calibration.isotonic import MIXED
 

@@ -28,6 +28,7 @@ from featpipe.model_selection import (
     said,
     streams,
 )
+from featpipe.ood import Novelty, fit_novelty
 from featpipe.quality import Findings, inspect
 from featpipe.splits import Division, divide
 from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
@@ -197,6 +198,7 @@ class _Training:
             parameters=found.fitted.parameters,
             class_counts=tuple(np.bincount(rows.y[found.rows]).tolist()),
         )
+        head = replace(head, novelty=self._novelty(division.train, rows, found))
         estimate = self._estimate(head, division, rows, found)
         self._notes += estimate.notes
         baselines = self._compare(division)
@@ -218,6 +220,17 @@ class _Training:
         self._look(division)
         rows = replace(rows, units=self._units(train))
         return rows, self._at_once(rows)
+
+    def _novelty(self, train: Ints, rows: Labelled, found: _Learnt) -> Novelty | None:
+        """Look at some thousand vectors once more for what strange ones are told by."""
+        learnt = found.rows
+        return fit_novelty(
+            StoredVectors(self._store, train[learnt]),
+            rows.y[learnt],
+            rows.units[learnt],
+            n_classes=len(rows.classes),
+            seed=self._options.seed,
+        )
 
     def _estimate(self, head: Head, division: Division, rows: Labelled, found: _Learnt) -> Estimate:
         train, options, copies = division.train, self._options, self._quality.copies

@@ -140,6 +140,7 @@ def test_faulty_files_are_rows_of_score(run_cli: Run, head: Path, faulty: Path) 
             "reason": reason,
             "label": "",
             "probability": "",
+            "ood_p": "",
         }
     assert result.err.splitlines()[:6] == [
         f"Failed: {name}: {reason}" for name, (_, reason) in FAULTY.items()

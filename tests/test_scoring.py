@@ -117,7 +117,7 @@ def test_a_row_for_every_image_in_order(run, broken: Path, tmp_path: Path) -> No
     summary = run(broken)
     rows = read_csv(tmp_path / "out.csv")
     assert [row["path"] for row in rows] == listed(broken)
-    assert list(rows[0]) == ["path", "status", "reason", "label", "probability"]
+    assert list(rows[0]) == ["path", "status", "reason", "label", "probability", "ood_p"]
     failed = [row for row in rows if row["status"] != "ok"]
     assert [(row["path"], row["status"]) for row in failed] == [
         ("living/half.jpg", "undecodable"),
@@ -398,7 +398,7 @@ def test_csv_gives_back_what_it_was_given(rows: list[tuple[str, str, str]]) -> N
 @given(names, text)
 def test_jsonl_and_parquet_give_back_what_they_were_given(path: str, label: str) -> None:
     """Any path and label can be read back from JSON lines and from Parquet."""
-    row = Prediction(path, "ok", None, label, 0.25, ((label, 0.25),))
+    row = Prediction(path, "ok", None, label, 0.25, ((label, 0.25),), 0.125)
     line, table = io.BytesIO(), io.BytesIO()
     with row_writer(line, "jsonl", 1) as write:
         write([row])
@@ -410,6 +410,7 @@ def test_jsonl_and_parquet_give_back_what_they_were_given(path: str, label: str)
         "reason": None,
         "label": label,
         "probability": 0.25,
+        "ood_p": 0.125,
         "top": [{"label": label, "probability": 0.25}],
     }
     assert json.loads(line.getvalue()) == expected

@@ -66,6 +66,14 @@ def _number(_context: click.Context, _option: click.Parameter, value: float | No
     metavar="P",
     help="Below this probability the label stays empty, and the status is 'uncertain'.",
 )
+@click.option(
+    "--reject",
+    type=click.FloatRange(0, 1),
+    callback=_number,
+    metavar="P",
+    help="An image that is stranger than all but this share of known ones, such as 0.01, gets no "
+    "label, and the status 'unknown'.",
+)
 @device_options
 @debug_option
 def score(
@@ -77,6 +85,7 @@ def score(
     form: str | None,
     top_k: int,
     threshold: float | None,
+    reject: float | None,
     device: str,
     precision: str,
     batch_size: int | None,
@@ -106,6 +115,7 @@ def score(
             progress=progress,
             top_k=top_k,
             threshold=threshold,
+            reject=reject,
             device=device,
             precision=precision,
             batch_size=batch_size,

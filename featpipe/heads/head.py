@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -18,6 +18,7 @@ from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_digest, arrays_of
 from featpipe.heads.neighbours import CosineNeighbours
 from featpipe.heads.registry import class_scores
+from featpipe.ood import Novelty
 
 _ROWS_AT_ONCE = 8192
 
@@ -44,6 +45,9 @@ class Head:
         Training rows of each class.
     report : mapping
         What `fit` has measured, in plain values.
+    novelty : Novelty or None
+        What images that are like none it was fitted on are told by; None in heads that were saved
+        before there was such a thing.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Head:
     parameters: Mapping[str, Any]
     class_counts: tuple[int, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
+    novelty: Novelty | None = None
 
     def __repr__(self) -> str:
         return (
@@ -116,27 +121,61 @@ class Head:
         HeadError
             When the vectors have another length, or hold NaN or infinity.
         """
+        blocks = [
+            self.calibrator.probabilities(class_scores(self.pipeline, block))
+            for block in self._blocks(X)
+        ]
+        return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)))
+
+    def ood_scores(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
+        """Return how unlike the training images each vector is, (n,) float64; higher is stranger.
+
+        See `featpipe.ood.Novelty.scores`; raises as `predict_proba`, and where the head has
+        `novelty` None.
+        """
+        novelty = self.knows_strangers()
+        blocks = [novelty.scores(block) for block in self._blocks(X)]
+        return np.concatenate(blocks) if blocks else np.empty(0)
+
+    def ood_p_values(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
+        """Return the share of known images that look as strange as each vector, (n,) in (0, 1].
+
+        See `featpipe.ood.Novelty.p_values_of`; raises as `ood_scores`.
+        """
+        return self.knows_strangers().p_values_of(self.ood_scores(X))
+
+    def knows_strangers(self) -> Novelty:
+        """Return `novelty`.
+
+        Raises
+        ------
+        HeadError
+            When the head has none.
+        """
+        if self.novelty is None:
+            raise HeadError(
+                "the head cannot tell unknown images: it was fitted by a former featpipe, or on "
+                "classes of a single image or group each; fit the head again"
+            )
+        return self.novelty
+
+    def _blocks(self, X: ArrayLike) -> Iterator[NDArray[np.float32]]:  # noqa: N803
+        """Yield vectors, some thousands at a time, once they have been looked at."""
         vectors = np.asarray(X)
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise HeadError(
                 f"the head reads vectors of {self.dimension} numbers, (n, {self.dimension}); "
                 f"it was given an array of shape {vectors.shape}"
             )
-        blocks = [
-            self._block(vectors[start : start + _ROWS_AT_ONCE])
-            for start in range(0, len(vectors), _ROWS_AT_ONCE)
-        ]
-        return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)))
-
-    def _block(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
-        vectors = np.asarray(vectors, dtype=np.float32)
-        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(bad):
-            raise HeadError(
-                f"vector {bad[0]} holds NaN or infinity: no label can be given for it; "
-                "embed the image again"
-            )
-        return self.calibrator.probabilities(class_scores(self.pipeline, vectors))
+        for start in range(0, len(vectors), _ROWS_AT_ONCE):
+            block = np.asarray(vectors[start : start + _ROWS_AT_ONCE], dtype=np.float32)
+            bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            if len(bad):
+                raise HeadError(
+                    f"vector {start + bad[0]} holds NaN or infinity: no label can be given for it; "
+                    "embed the image again"
+                )
+            yield block
 
     def predict(self, X: ArrayLike) -> NDArray[np.object_]:  # noqa: N803
         """Return the likeliest label of each vector, (n,); raises as `predict_proba`.

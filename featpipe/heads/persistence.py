@@ -1,9 +1,10 @@
 """A head's folder: ``head.json`` says what it is, ``model.skops`` holds the estimator.
 
-The rows of nearest neighbours have a third file, see `featpipe.heads.rowfile`. No pickle is
-read or written. What is loaded is checked against ``head.json`` before it is used: bytes,
-size, types (a fixed list), names, dtypes and shapes of all arrays, finiteness, and a digest
-of their contents. skops checks types, not content.
+The rows of nearest neighbours have a file of their own, see `featpipe.heads.rowfile`, and so has
+what strange images are told by, see `featpipe.heads.noveltyfile`. No pickle is read or written.
+What is loaded is checked against ``head.json`` before it is used: bytes, size, types (a fixed
+list), names, dtypes and shapes of all arrays, finiteness, and a digest of their contents. skops
+checks types, not content.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -42,19 +44,26 @@ from featpipe._files import (
 from featpipe.calibration import Temperature
 from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_of, arrays_table
+from featpipe.heads.entries import NoveltyEntry, RowsEntry
 from featpipe.heads.head import Head
-from featpipe.heads.record import FORMAT, KIND, Record, RowsEntry, damaged, read_record
+from featpipe.heads.noveltyfile import (
+    is_novelty_file,
+    read_novelty,
+    remove_other_novelties,
+    write_novelty,
+)
+from featpipe.heads.record import FORMAT, KIND, Record, damaged, read_record
 from featpipe.heads.registry import HEADS
 from featpipe.heads.rowfile import (
     attach_rows,
     is_rows_file,
     map_rows,
     remove_other_rows,
-    rows_path,
     without_rows,
     write_rows,
 )
 from featpipe.heads.soundness import find_flaw
+from featpipe.ood import Novelty
 from featpipe.types import Key
 
 RECORD, MODEL, STAGED = "head.json", "model.skops", "head.json.next"
@@ -75,9 +84,9 @@ TRUSTED = (
 def save_head(head: Head, path: str | os.PathLike[str]) -> Path:
     """Write a head into a folder, replacing a head that is there.
 
-    The order makes it safe to die anywhere: the rows, where there are any, get a file that is
-    named after its contents; the new record is staged, the model replaced, the record put in
-    place; the rows of the former head go last. A reader that meets a new model and an old
+    The order makes it safe to die anywhere: rows, where there are any, get files that are
+    named after their contents; the new record is staged, the model replaced, the record put in
+    place; the files of the former head go last. A reader that meets a new model and an old
     record takes the staged one.
 
     Raises
@@ -97,11 +106,13 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> Path:
     with lock(folder / LOCK, what=what, timeout=_LOCK_SECONDS, remove=True):
         _finish_former(folder)
         rows = write_rows(folder, head.pipeline)
-        write_json(folder / STAGED, _record(head, model, rows))
+        novelty = write_novelty(folder, head.novelty)
+        write_json(folder / STAGED, _record(head, model, rows, novelty))
         with atomic_file(folder / MODEL) as file:
             file.write(model)
         os.replace(folder / STAGED, folder / RECORD)
         remove_other_rows(folder, rows)
+        remove_other_novelties(folder, novelty)
     return folder
 
 
@@ -119,7 +130,8 @@ def _finish_former(folder: Path) -> None:
 def _refuse_strangers(folder: Path) -> None:
     ours = {RECORD, MODEL, STAGED, LOCK}
     strangers = [p.name for p in folder.iterdir() if p.name not in ours]
-    strangers = [name for name in strangers if not name.endswith(".tmp") and not is_rows_file(name)]
+    known = is_rows_file, is_novelty_file, lambda name: name.endswith(".tmp")
+    strangers = [name for name in strangers if not any(is_ours(name) for is_ours in known)]
     if strangers and not (folder / RECORD).exists():
         raise HeadError(
             f"{printable(str(folder))} holds other things (such as {printable(strangers[0])}) and "
@@ -127,7 +139,9 @@ def _refuse_strangers(folder: Path) -> None:
         )
 
 
-def _record(head: Head, model: bytes, rows: RowsEntry | None) -> dict[str, Any]:
+def _record(
+    head: Head, model: bytes, rows: RowsEntry | None, novelty: NoveltyEntry | None
+) -> dict[str, Any]:
     return {
         "kind": KIND,
         "format": _format(head, rows),
@@ -145,6 +159,7 @@ def _record(head: Head, model: bytes, rows: RowsEntry | None) -> dict[str, Any]:
             "arrays": arrays_table(arrays_of(head.pipeline)),
         },
         **({} if rows is None else {"rows": rows.to_json()}),
+        **({} if novelty is None else {"novelty": novelty.to_json()}),
         "report": dict(head.report),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
@@ -181,11 +196,12 @@ def load_head(path: str | os.PathLike[str]) -> Head:
             f"{printable(str(folder))} is not a head of featpipe: it has no {RECORD}; "
             "make one with: featpipe fit"
         )
-    record, model, mapped = _whole(folder)
-    pipeline = _unpack(folder / MODEL, model, record)
+    whole = _whole(folder)
+    record = whole.record
+    pipeline = _unpack(folder / MODEL, whole.model, record)
     _check_steps(folder, pipeline, record)
-    if record.rows is not None and mapped is not None:
-        attach_rows(folder, pipeline[-1], mapped, record.rows)
+    if record.rows is not None and whole.rows is not None:
+        attach_rows(folder, pipeline[-1], whole.rows, record.rows)
     _check_pipeline(folder / MODEL, pipeline, record)
     head = Head(
         name=record.head,
@@ -196,6 +212,7 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         parameters=record.parameters,
         class_counts=record.class_counts,
         report=record.report,
+        novelty=whole.novelty,
     )
     if head.digest != record.contents:
         raise damaged(folder / MODEL, "its contents are not those that were written")
@@ -219,16 +236,27 @@ def newest_head(folder: str | os.PathLike[str] = "heads") -> Path:
     return max(found)[1]
 
 
-def _whole(folder: Path) -> tuple[Record, bytes, NDArray[Any] | None]:
-    """Return record, model and rows of one head, though another may be saved over it."""
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """What lies in the files of one head."""
+
+    record: Record
+    model: bytes
+    rows: NDArray[Any] | None
+    novelty: Novelty | None
+
+
+def _whole(folder: Path) -> _Whole:
+    """Return what lies in the files of one head, though another may be saved over it."""
     for _ in range(_READINGS):
         record, model = _matching(folder)
-        if record.rows is None:
-            return record, model, None
         try:
-            return record, model, map_rows(folder, record.rows)
-        except FileNotFoundError:
-            missing = damaged(rows_path(folder, record.rows), "the file is missing")
+            rows = None if record.rows is None else map_rows(folder, record.rows)
+            novelty = None if record.novelty is None else read_novelty(folder, record.novelty)
+        except FileNotFoundError as exc:
+            missing = damaged(Path(exc.filename), "the file is missing")
+        else:
+            return _Whole(record, model, rows, novelty)
     raise missing
 
 

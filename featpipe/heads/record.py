@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from featpipe import __version__
 from featpipe._files import printable, read_json
 from featpipe.calibration import Calibrator, Temperature, read_calibrator
 from featpipe.errors import HeadError
+from featpipe.heads.entries import NoveltyEntry, RowsEntry, is_count, is_of_another_method
 from featpipe.heads.registry import HEADS
 
 KIND = "featpipe.head"
 FORMAT = 3
 """3 where a temperature is not all of the calibration, 2 where rows have a file of their own, else
 1: what needs no more is written so that a former featpipe reads it, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowsEntry:
-    """What is said of the file of rows.
-
-    Attributes
-    ----------
-    n_bytes : int
-        Size of the file.
-    digest : str
-        Of dtype, shape and numbers; the file is named after it.
-    dtype : str
-        float16 or float32.
-    shape : tuple of int
-        (n, D).
-    """
-
-    n_bytes: int
-    digest: str
-    dtype: str
-    shape: tuple[int, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as ``head.json`` holds it."""
-        return {
-            "bytes": self.n_bytes,
-            "digest": self.digest,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-        }
-
-    @classmethod
-    def read(cls, value: Mapping[str, Any]) -> Self:
-        """Return it from what `to_json` gave, once that has been checked."""
-        n, dimension = value["shape"]
-        return cls(value["bytes"], value["digest"], value["dtype"], (n, dimension))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +37,7 @@ class Record:
     arrays: Mapping[str, Mapping[str, Any]]
     report: Mapping[str, Any]
     rows: RowsEntry | None
+    novelty: NoveltyEntry | None
 
 
 def read_record(path: Path) -> Record:
@@ -88,7 +52,7 @@ def read_record(path: Path) -> Record:
     if value.get("kind") != KIND:
         raise damaged(path, "its field 'kind' is missing or amiss")
     found: Any = value.get("format")
-    if not _is_count(found):
+    if not is_count(found):
         raise damaged(path, "its field 'format' is missing or amiss")
     if found > FORMAT:
         raise HeadError(
@@ -103,8 +67,6 @@ def read_record(path: Path) -> Record:
             raise damaged(path, f"its field '{field}' is missing or amiss")
     if len(value["class_counts"]) != len(value["classes"]):
         raise damaged(path, "its field 'class_counts' is missing or amiss")
-    if "rows" in value and (value["head"] != "knn" or not _is_rows(value["rows"])):
-        raise damaged(path, "its field 'rows' is missing or amiss")
     model = value["model"]
     return Record(
         head=value["head"],
@@ -118,7 +80,8 @@ def read_record(path: Path) -> Record:
         contents=model["contents"],
         arrays=model["arrays"],
         report=value["report"],
-        rows=RowsEntry.read(value["rows"]) if "rows" in value else None,
+        rows=_rows(path, value),
+        novelty=_novelty(path, value),
     )
 
 
@@ -132,6 +95,29 @@ def _calibrator(path: Path, value: Mapping[str, Any]) -> Calibrator:
     return found
 
 
+def _rows(path: Path, value: Mapping[str, Any]) -> RowsEntry | None:
+    if "rows" not in value:
+        return None
+    found = RowsEntry.read(value["rows"]) if value["head"] == "knn" else None
+    if found is None:
+        raise damaged(path, "its field 'rows' is missing or amiss")
+    return found
+
+
+def _novelty(path: Path, value: Mapping[str, Any]) -> NoveltyEntry | None:
+    # No label depends on it: what a later featpipe says there is as good as nothing.
+    if "novelty" not in value or is_of_another_method(value["novelty"]):
+        return None
+    found = NoveltyEntry.read(
+        value["novelty"],
+        n_classes=len(value["classes"]),
+        dimension=value["backbone"]["dimension"],
+    )
+    if found is None:
+        raise damaged(path, "its field 'novelty' is missing or amiss")
+    return found
+
+
 def _is_positive(value: Any) -> bool:
     return (
         isinstance(value, int | float)
@@ -139,10 +125,6 @@ def _is_positive(value: Any) -> bool:
         # Not `isfinite`, which a whole number of four hundred digits overflows.
         and 0 < value <= sys.float_info.max
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and _is_positive(value)
 
 
 def _are_classes(value: Any) -> bool:
@@ -173,30 +155,16 @@ def _is_table(value: Any) -> bool:
     )
 
 
-def _is_rows(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and _is_count(value.get("bytes"))
-        and isinstance(value.get("digest"), str)
-        # It becomes the name of a file.
-        and re.fullmatch("[0-9a-f]{32}", value["digest"]) is not None
-        and value.get("dtype") in ("float16", "float32")
-        and isinstance(value.get("shape"), list)
-        and len(value["shape"]) == 2
-        and all(_is_count(n) for n in value["shape"])
-    )
-
-
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "head": lambda v: isinstance(v, str) and v in HEADS,
     "classes": _are_classes,
-    "class_counts": lambda v: isinstance(v, list) and all(_is_count(n) for n in v),
+    "class_counts": lambda v: isinstance(v, list) and all(is_count(n) for n in v),
     "parameters": lambda v: isinstance(v, dict),
     "temperature": _is_positive,
     "backbone.name": lambda v: isinstance(v, str),
     "backbone.fingerprint": lambda v: isinstance(v, str),
-    "backbone.dimension": _is_count,
-    "model.bytes": _is_count,
+    "backbone.dimension": is_count,
+    "model.bytes": is_count,
     "model.digest": lambda v: isinstance(v, str),
     "model.contents": lambda v: isinstance(v, str),
     "model.arrays": _is_table,

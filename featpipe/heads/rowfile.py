@@ -23,16 +23,17 @@ from sklearn.pipeline import Pipeline
 from featpipe._files import atomic_file, printable
 from featpipe.errors import HeadError
 from featpipe.heads.arrays import blocks, title
+from featpipe.heads.entries import RowsEntry
 from featpipe.heads.neighbours import CosineNeighbours
-from featpipe.heads.record import RowsEntry, damaged
+from featpipe.heads.record import damaged
 from featpipe.neighbours import Rows
 
 Array = NDArray[Any]
 
 
-def rows_path(folder: Path, entry: RowsEntry) -> Path:
-    """Return the path of a head's rows."""
-    return folder / f"rows-{entry.digest}.npy"
+def rows_path(folder: Path, digest: str) -> Path:
+    """Return the path of the rows with that digest."""
+    return folder / f"rows-{digest}.npy"
 
 
 def is_rows_file(name: str) -> bool:
@@ -65,17 +66,26 @@ def write_rows(folder: Path, pipeline: Pipeline) -> RowsEntry | None:
     estimator = pipeline[-1]
     if not isinstance(estimator, CosineNeighbours):
         return None
-    rows = estimator.rows_
+    digest = estimator.rows_digest()
+    return write_array(rows_path(folder, digest), estimator.rows_, digest)
+
+
+def write_array(path: Path, rows: Array, digest: str) -> RowsEntry:
+    """Write rows, (n, D), into a file of their own, a block at a time.
+
+    Raises
+    ------
+    WriteError
+        When the operating system refuses to write.
+    """
     n, dimension = rows.shape
-    entry = RowsEntry(0, estimator.rows_digest(), str(rows.dtype), (n, dimension))
-    path = rows_path(folder, entry)
     if not _lies_at(rows, path):
         header = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
         with atomic_file(path) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for block in blocks(rows):
                 file.write(np.ascontiguousarray(block).data.cast("B"))
-    return RowsEntry(path.stat().st_size, entry.digest, entry.dtype, entry.shape)
+    return RowsEntry(path.stat().st_size, digest, str(rows.dtype), (n, dimension))
 
 
 def _lies_at(rows: Array, path: Path) -> bool:
@@ -87,7 +97,7 @@ def _lies_at(rows: Array, path: Path) -> bool:
 
 def remove_other_rows(folder: Path, entry: RowsEntry | None) -> None:
     """Remove the rows of former heads; who has them mapped keeps them."""
-    kept = None if entry is None else rows_path(folder, entry).name
+    kept = None if entry is None else rows_path(folder, entry.digest).name
     for path in folder.iterdir():
         if is_rows_file(path.name) and path.name != kept:
             with suppress(OSError):  # Windows does not remove what is mapped
@@ -95,7 +105,12 @@ def remove_other_rows(folder: Path, entry: RowsEntry | None) -> None:
 
 
 def map_rows(folder: Path, entry: RowsEntry) -> Array:
-    """Map a head's rows, read-only, once size, dtype and shape are those of the record.
+    """Map a head's rows, read-only; see `map_array`."""
+    return map_array(rows_path(folder, entry.digest), entry)
+
+
+def map_array(path: Path, entry: RowsEntry) -> Array:
+    """Map a file of rows, read-only, once size, dtype and shape are those of the record.
 
     Raises
     ------
@@ -104,7 +119,6 @@ def map_rows(folder: Path, entry: RowsEntry) -> Array:
     HeadError
         When it is not the file that the record describes.
     """
-    path = rows_path(folder, entry)
     try:
         found = path.stat()
         as_said = stat.S_ISREG(found.st_mode) and found.st_size == entry.n_bytes
@@ -134,7 +148,7 @@ def attach_rows(folder: Path, estimator: CosineNeighbours, rows: Array, entry: R
     HeadError
         When they are not those that were written, or not finite.
     """
-    path = rows_path(folder, entry)
+    path = rows_path(folder, entry.digest)
     digest = hashlib.blake2b(title("rows", rows), digest_size=16)
     flaw = None
     try:

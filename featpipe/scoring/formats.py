@@ -1,6 +1,6 @@
 r"""The forms in which predictions leave: CSV, JSON lines, Parquet.
 
-CSV has a header and the columns ``path, status, reason, label, probability`` and, for
+CSV has a header and the columns ``path, status, reason, label, probability, ood_p`` and, for
 ``top_k`` classes, ``top1_label, top1_probability, top2_label …``. What is missing is an empty
 cell. A cell that a spreadsheet could take for a formula gets a leading ``'`` (see
 `featpipe._files.guard_cell`). JSON lines and Parquet have the same fields with nulls, text as
@@ -24,7 +24,8 @@ Format: TypeAlias = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 WriteRows: TypeAlias = Callable[[Sequence[Prediction]], None]
 
-_COLUMNS = ("path", "status", "reason", "label", "probability")
+_TEXTS, _NUMBERS = ("path", "status", "reason", "label"), ("probability", "ood_p")
+_COLUMNS = (*_TEXTS, *_NUMBERS)
 _QUOTED = frozenset('",;\t\r\n')
 
 
@@ -91,6 +92,7 @@ def _csv_row(row: Prediction, top_k: int) -> bytes:
         guard_cell(row.reason or ""),
         guard_cell(row.label or ""),
         _number(row.probability),
+        _number(row.ood_p),
     ]
     for label, probability in row.top:
         cells += [guard_cell(label), _number(probability)]
@@ -129,6 +131,7 @@ def _fields(row: Prediction) -> dict[str, Any]:
         "reason": row.reason,
         "label": row.label,
         "probability": row.probability,
+        "ood_p": row.ood_p,
         "top": [{"label": label, "probability": p} for label, p in row.top],
     }
 
@@ -144,10 +147,9 @@ def _parquet_writer(file: IO[bytes]) -> Iterator[WriteRows]:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     entry = pa.struct([("label", pa.string()), ("probability", pa.float64())])
-    text = [pa.field(name, pa.string()) for name in _COLUMNS[:-1]]
-    schema = pa.schema(
-        [*text, pa.field("probability", pa.float64()), pa.field("top", pa.list_(entry))]
-    )
+    texts = [pa.field(name, pa.string()) for name in _TEXTS]
+    numbers = [pa.field(name, pa.float64()) for name in _NUMBERS]
+    schema = pa.schema([*texts, *numbers, pa.field("top", pa.list_(entry))])
     with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
 
         def write(rows: Sequence[Prediction]) -> None:

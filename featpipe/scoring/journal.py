@@ -39,6 +39,7 @@ class Identity:
     precision: str
     top_k: int
     threshold: float | None
+    reject: float | None = None
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return the names of the fields in which a journal's first line differs."""
@@ -257,6 +258,8 @@ def _parsed_row(line: bytes, end: int) -> _Row | None:
             label=_as(str, value["label"], or_none=True),
             probability=_as(float, value["probability"], or_none=True),
             top=tuple((_as(str, label), _as(float, number)) for label, number in value["top"]),
+            # A journal of a former featpipe has none.
+            ood_p=_as(float, value.get("ood_p"), or_none=True),
         )
         if prediction.status not in STATUSES:
             return None

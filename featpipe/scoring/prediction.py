@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 
 from featpipe.types import Failure
 
-PredictionStatus: TypeAlias = Literal["ok", "uncertain", "undecodable", "unreadable", "unscorable"]
-"""``uncertain``: below the threshold. The last three are failures; ``unscorable`` means that
-the backbone gave a vector that is not finite."""
+PredictionStatus: TypeAlias = Literal[
+    "ok", "uncertain", "unknown", "undecodable", "unreadable", "unscorable"
+]
+"""``uncertain``: below the threshold; ``unknown``: too unlike the training images. The last three
+are failures; ``unscorable`` means that the backbone gave a vector that is not finite."""
+
+ANSWERED = frozenset({"ok", "uncertain", "unknown"})
+"""Statuses of images that the head has looked at."""
 
 STATUSES: frozenset[str] = frozenset(get_args(PredictionStatus))
 _DECIMALS = 6
@@ -28,15 +33,18 @@ class Prediction:
     path : str
         As the source lists it; bytes that are not UTF-8 stand in it as surrogate escapes.
     status : str
-        ``ok``, ``uncertain``, or why there is no answer.
+        ``ok``, ``uncertain``, ``unknown``, or why there is no answer.
     reason : str or None
         A sentence for every status other than ``ok``.
     label : str or None
         The most probable class; None where the status is not ``ok``.
     probability : float or None
-        That of the most probable class, also where it is ``uncertain``; six decimals.
+        That of the most probable class, also where its label is withheld; six decimals.
     top : tuple of (label, probability)
         The most probable classes, best first; as many as were asked for.
+    ood_p : float or None
+        Share of known images that look as strange as this one; six decimals. None where the head
+        cannot tell.
     """
 
     path: str
@@ -45,11 +53,12 @@ class Prediction:
     label: str | None = None
     probability: float | None = None
     top: tuple[tuple[str, float], ...] = ()
+    ood_p: float | None = None
 
     @property
     def failed(self) -> bool:
         """Whether the image has no answer at all."""
-        return self.status not in {"ok", "uncertain"}
+        return self.status not in ANSWERED
 
 
 def failed_prediction(path: str, failure: Failure) -> Prediction:
@@ -69,6 +78,8 @@ def decide(
     *,
     top_k: int = 0,
     threshold: float | None = None,
+    ood_p: float | None = None,
+    reject: float | None = None,
 ) -> Prediction:
     """Turn the probabilities of one image into its row.
 
@@ -80,6 +91,10 @@ def decide(
         Classes to list beside the label; no more than there are.
     threshold : float, optional
         Below it the label is withheld and the status is ``uncertain``.
+    ood_p : float, optional
+        Share of known images that look as strange, where it is known.
+    reject : float, optional
+        Where ``ood_p`` is below it the label is withheld, and the status is ``unknown``.
 
     >>> decide("a.jpg", np.array([0.25, 0.75]), ["ant", "bee"], threshold=0.8).status
     'uncertain'
@@ -89,11 +104,14 @@ def decide(
     best = int(order[0])
     top = tuple((classes[i], _rounded(probabilities[i])) for i in order[:top_k])
     probability = float(probabilities[best])
-    shown = _rounded(probability)
+    shown, strange = _rounded(probability), None if ood_p is None else _rounded(ood_p)
+    if reject is not None and ood_p is not None and ood_p < reject:
+        reason = f"it is unlike the training images: {100 * ood_p:.2g} % of them look as strange"
+        return Prediction(path, "unknown", reason, None, shown, top, strange)
     if threshold is not None and probability < threshold:
         reason = f"the best probability is below the threshold {threshold:g}"
-        return Prediction(path, "uncertain", reason, None, shown, top)
-    return Prediction(path, "ok", None, classes[best], shown, top)
+        return Prediction(path, "uncertain", reason, None, shown, top, strange)
+    return Prediction(path, "ok", None, classes[best], shown, top, strange)
 
 
 def _rounded(probability: float | np.floating) -> float:

@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from featpipe._files import printable
 from featpipe.backbones import Backbone
-from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, TooManyFailuresError
+from featpipe.errors import (
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    HeadError,
+    SourceError,
+    TooManyFailuresError,
+)
 from featpipe.heads import Head, load_head, newest_head
 from featpipe.scoring.formats import Format, format_of
 from featpipe.scoring.journal import Identity
 from featpipe.scoring.output import open_target
 from featpipe.scoring.predict import Batch, Rule, backbone_of, predict
-from featpipe.scoring.prediction import Prediction
+from featpipe.scoring.prediction import ANSWERED, Prediction
 from featpipe.sources import Source, SourceLike, open_source
 from featpipe.types import ImageRef, Progress, ProgressCallback
 
@@ -38,6 +44,7 @@ class ScoreOptions:
 
     top_k: int = 0
     threshold: float | None = None
+    reject: float | None = None
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
@@ -50,6 +57,8 @@ class ScoreOptions:
             raise ValueError(f"top_k must be 0 or more, not {self.top_k}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must lie between 0 and 1, not {self.threshold:g}")
+        if self.reject is not None and not 0 <= self.reject <= 1:
+            raise ValueError(f"reject must lie between 0 and 1, not {self.reject:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +69,8 @@ class ScoreSummary:
     ----------
     output : str or None
         Where the rows are; ``-`` for standard output, None where nothing was written.
-    images, ok, uncertain, failed : int
-        Rows, and how many of each kind; the last three add up to the first.
+    images, ok, uncertain, failed, unknown : int
+        Rows, and how many of each kind; the last four add up to the first.
     resumed : int
         Of these, taken over from an interrupted run.
     seconds : float
@@ -87,6 +96,7 @@ class ScoreSummary:
     failures: tuple[Prediction, ...] = ()
     predictions: tuple[Prediction, ...] = ()
     notes: tuple[str, ...] = ()
+    unknown: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -94,7 +104,12 @@ class ScoreSummary:
         return EXIT_SOME_FAILED if self.failed else EXIT_OK
 
     def __str__(self) -> str:
-        counts = [f"{self.ok} ok", f"{self.uncertain} uncertain", f"{self.failed} failed"]
+        counts = [
+            f"{self.ok} ok",
+            f"{self.unknown} unknown",
+            f"{self.uncertain} uncertain",
+            f"{self.failed} failed",
+        ]
         done = self.images - self.resumed
         rate = f" ({done / self.seconds:,.0f}/s)" if done and self.seconds > 0 else ""
         taken = f", {self.resumed} taken over from an interrupted run" if self.resumed else ""
@@ -136,7 +151,9 @@ def score(
         Called with a `Progress` after every batch.
     **options
         ``top_k`` (list the so many best classes), ``threshold`` (below this probability the
-        label is withheld and the status is ``uncertain``), ``device``, ``precision``,
+        label is withheld and the status is ``uncertain``), ``reject`` (where fewer known images
+        than this share look as strange, the label is withheld and the status is ``unknown``; see
+        `Head.ood_p_values`), ``device``, ``precision``,
         ``workers`` (as in `featpipe.embed`), ``batch_size`` (images a call of backbone and
         head: rows leave batch by batch), ``max_failures``, ``models_dir`` (a folder of
         backbones, before all others).
@@ -149,7 +166,9 @@ def score(
     ------
     FingerprintError
         When the head was fitted on another backbone's vectors; both are named.
-    SourceError, HeadError, BackboneError, DeviceError, LockedError, WriteError
+    HeadError
+        When the head is none, or ``reject`` is more than it can tell.
+    SourceError, BackboneError, DeviceError, LockedError, WriteError
         What was finished before is kept, whatever is raised.
     TooManyFailuresError
         When more than ``max_failures`` images have failed.
@@ -209,6 +228,7 @@ class _Setup:
         options: ScoreOptions,
     ) -> _Setup:
         loaded = _load(head)
+        _check_rejecting(loaded, options.reject)
         backbone = backbone_of(loaded, model, options.models_dir)
         opened = open_source(source)
         session = backbone.open_session(options.device, options.precision)
@@ -221,6 +241,19 @@ def _load(head: Head | str | os.PathLike[str] | None) -> Head:
     return load_head(newest_head() if head is None else head)
 
 
+def _check_rejecting(head: Head, reject: float | None) -> None:
+    """Refuse what would reject no image, whatever it is."""
+    if reject is None:
+        return
+    novelty = head.knows_strangers()
+    if reject <= novelty.smallest_p:
+        raise HeadError(
+            f"below {reject:g} no image can be rejected: the head compares each with "
+            f"{len(novelty.calibration)} training images, and the smallest share is "
+            f"{novelty.smallest_p:.2g}; reject at more than that, or fit on more images"
+        )
+
+
 class _Run:
     """The state of one run."""
 
@@ -229,7 +262,8 @@ class _Run:
     ) -> None:
         self._setup, self._options, self._progress = setup, options, progress
         classes = tuple(str(name) for name in setup.head.classes_)
-        self._rule = Rule(classes, min(options.top_k, len(classes)), options.threshold)
+        top_k = min(options.top_k, len(classes))
+        self._rule = Rule(classes, top_k, options.threshold, options.reject)
         self._counts: Counter[str] = Counter()
         self._failures: list[Prediction] = []
 
@@ -252,6 +286,7 @@ class _Run:
             images=self._counts.total(),
             ok=self._counts["ok"],
             uncertain=self._counts["uncertain"],
+            unknown=self._counts["unknown"],
             failed=self._failed,
             resumed=resumed,
             seconds=time.monotonic() - begun,
@@ -282,6 +317,7 @@ class _Run:
             batch_size=options.batch_size,
             workers=options.workers,
             group=self._group,
+            novelty=setup.head.novelty,
         ):
             for row in batch.rows:
                 self._count(row)
@@ -299,7 +335,7 @@ class _Run:
 
     @property
     def _failed(self) -> int:
-        return self._counts.total() - self._counts["ok"] - self._counts["uncertain"]
+        return self._counts.total() - sum(self._counts[status] for status in ANSWERED)
 
     def _count(self, row: Prediction) -> None:
         self._counts[row.status] += 1
@@ -320,12 +356,14 @@ class _Run:
 
     def _identity(self) -> Identity:
         setup, options = self._setup, self._options
+        novelty = setup.head.novelty
         return Identity(
-            head=setup.head.digest,
+            head=setup.head.digest + ("" if novelty is None else f"-{novelty.digest}"),
             backbone=setup.backbone.fingerprint,
             source=setup.source.location,
             device=setup.session.provider,
             precision=setup.session.precision,
             top_k=self._rule.top_k,
             threshold=options.threshold,
+            reject=options.reject,
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featpipe._files import printable
 from featpipe._machine import available_memory
 from featpipe.baselines import Baselines, compare_with_baselines
+from featpipe.conformal import Conformal, fit_conformal
 from featpipe.errors import HeadError, LabelError
 from featpipe.estimation import Estimate, estimate_nested, estimate_on, estimate_on_split
 from featpipe.heads import Head, HeadSpec, head_spec
@@ -22,14 +23,18 @@ from featpipe.labelled import Labelled, LabelledRows, labelled, labelled_rows, u
 from featpipe.model_selection import (
     METHODS,
     Fitted,
+    Unseen,
     fit_streamed,
     fit_tuned,
     make_folds,
     said,
     streams,
+    unseen_by_folds,
+    unseen_by_head,
 )
 from featpipe.ood import Novelty, fit_novelty
 from featpipe.quality import Findings, inspect
+from featpipe.reference import Reference, reference_of
 from featpipe.splits import Division, divide
 from featpipe.store import EmbeddingStore, label_conflicts, repeated_keys
 from featpipe.types import Progress, ProgressCallback
@@ -70,8 +75,17 @@ class _Learnt:
     fitted: Fitted
     rows: Ints
     n_folds: int
+    conformal: Conformal
+    reference: Reference
     in_passes: bool = False
     held: Ints | None = None
+
+    @classmethod
+    def of(cls, fitted: Fitted, rows: Ints, n_folds: int, unseen: Unseen, **how: Any) -> _Learnt:
+        """Keep of what was said of unseen images what a head carries: of many that is little."""
+        conformal = fit_conformal(unseen.probabilities, unseen.y)
+        reference = reference_of(unseen.probabilities)
+        return cls(replace(fitted, scores=None), rows, n_folds, conformal, reference, **how)
 
 
 def fit(
@@ -197,6 +211,8 @@ class _Training:
             backbone=self._store.card,
             parameters=found.fitted.parameters,
             class_counts=tuple(np.bincount(rows.y[found.rows]).tolist()),
+            conformal=found.conformal,
+            reference=found.reference,
         )
         head = replace(head, novelty=self._novelty(division.train, rows, found))
         estimate = self._estimate(head, division, rows, found)
@@ -299,12 +315,23 @@ class _Training:
             calibration=self._options.calibration,
             on_fit=self._tell("tuning"),
         )
-        return _Learnt(fitted, np.arange(len(rows.y)), len(folds))
+        unseen = unseen_by_folds(
+            self._spec,
+            fitted,
+            rows.X,
+            rows.y,
+            rows.units,
+            rows.classes,
+            n_splits=self._options.cv,
+            seed=self._options.seed,
+        )
+        return _Learnt.of(fitted, np.arange(len(rows.y)), len(folds), unseen)
 
     def _in_passes(self, rows: Labelled, train: Ints, *, estimate: bool) -> _Learnt:
+        vectors = StoredVectors(self._store, train)
         found = fit_streamed(
             self._spec,
-            StoredVectors(self._store, train),
+            vectors,
             rows.y,
             rows.units,
             rows.classes,
@@ -321,7 +348,10 @@ class _Training:
         if estimate:
             self._say_unmeasured(rows, found.measured)
         held = found.measured if estimate else None
-        return _Learnt(found.fitted, found.learnt, found.n_folds, in_passes=True, held=held)
+        unseen = unseen_by_head(found.fitted, vectors, rows.y, found.watched)
+        return _Learnt.of(
+            found.fitted, found.learnt, found.n_folds, unseen, in_passes=True, held=held
+        )
 
     def _say_unmeasured(self, rows: Labelled, measured: Ints) -> None:
         lacking = np.setdiff1d(rows.y, rows.y[measured])

@@ -55,7 +55,7 @@ def read_calibrator(value: Any, n_classes: int) -> Calibrator | None:
 
 
 def _sigmoid(temperature: float, value: Mapping[str, Any], n_maps: int) -> Sigmoid | None:
-    slopes, intercepts = (_numbers(value.get(name)) for name in ("slopes", "intercepts"))
+    slopes, intercepts = (numbers(value.get(name)) for name in ("slopes", "intercepts"))
     if slopes is None or intercepts is None or not len(slopes) == len(intercepts) == n_maps:
         return None
     return Sigmoid(temperature, slopes, intercepts) if min(slopes) >= 0 else None
@@ -80,7 +80,7 @@ def _maps(
         return None
     found: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
     for at, level in zip(odds, values, strict=True):
-        knots, heights = _numbers(at), _numbers(level)
+        knots, heights = numbers(at), numbers(level)
         if knots is None or heights is None or not _is_rising(knots, heights):
             return None
         found.append((knots, heights))
@@ -97,13 +97,15 @@ def _is_rising(knots: tuple[float, ...], heights: tuple[float, ...]) -> bool:
     )
 
 
-def _numbers(value: Any) -> tuple[float, ...] | None:
-    if not isinstance(value, list) or not all(_is_number(entry) for entry in value):
+def numbers(value: Any) -> tuple[float, ...] | None:
+    """Return a list of finite numbers, or None where it is anything else."""
+    if not isinstance(value, list) or not all(is_number(entry) for entry in value):
         return None
     return tuple(float(entry) for entry in value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tell whether a plain value is a finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
@@ -113,4 +115,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+    return is_number(value) and value > 0

@@ -14,11 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 
 from featpipe.calibration import Calibrator, Temperature
+from featpipe.conformal import Conformal, within
 from featpipe.errors import HeadError
 from featpipe.heads.arrays import arrays_digest, arrays_of
 from featpipe.heads.neighbours import CosineNeighbours
 from featpipe.heads.registry import class_scores
 from featpipe.ood import Novelty
+from featpipe.reference import Reference
 
 _ROWS_AT_ONCE = 8192
 
@@ -48,6 +50,10 @@ class Head:
     novelty : Novelty or None
         What images that are like none it was fitted on are told by; None in heads that were saved
         before there was such a thing.
+    conformal : Conformal or None
+        What sets of labels are made by; None in heads of a featpipe that had no sets yet.
+    reference : Reference or None
+        What the head says of images like its own, for `featpipe.drift`; None as above.
     """
 
     name: str
@@ -59,6 +65,8 @@ class Head:
     class_counts: tuple[int, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
     novelty: Novelty | None = None
+    conformal: Conformal | None = None
+    reference: Reference | None = None
 
     def __repr__(self) -> str:
         return (
@@ -184,6 +192,56 @@ class Head:
         """
         labels: NDArray[np.object_] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return labels
+
+    def predict_sets(
+        self,
+        X: ArrayLike,  # noqa: N803
+        coverage: float = 0.9,
+        *,
+        per_class: bool = False,
+    ) -> list[tuple[str, ...]]:
+        """Return the labels that each vector may have, the likeliest first.
+
+        Of images that come as the training images did, so many sets hold the true label as
+        ``coverage`` says. An empty set means that no label is likely enough: that the image is
+        among the strangest. See docs/scoring.md.
+
+        Parameters
+        ----------
+        X : array-like of float, (n, D)
+        coverage : float
+            Between 0 and 1.
+        per_class : bool
+            Whether the promise holds within each class, not over all images together.
+
+        Raises
+        ------
+        HeadError
+            As `predict_proba`; and when the head was fitted by a featpipe that had no sets.
+        ValueError
+            When the coverage does not lie between 0 and 1.
+
+        References
+        ----------
+        Sadinle, Lei, Wasserman 2019; see `featpipe.conformal`.
+        """
+        limits = self.set_limits(coverage, per_class=per_class)
+        probabilities = self.predict_proba(X)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        belongs = np.take_along_axis(within(probabilities, limits), order, axis=1)
+        return [
+            tuple(self.classes[k] for k in labels[inside])
+            for labels, inside in zip(order, belongs, strict=True)
+        ]
+
+    def set_limits(self, coverage: float, *, per_class: bool = False) -> NDArray[np.float64]:
+        """Return how strange each label may be to be in a set, (K,); raises as `predict_sets`."""
+        if self.conformal is None:
+            raise HeadError(
+                "the head has nothing to make sets of labels by, as a former featpipe fitted it: "
+                "fit it again"
+            )
+        return self.conformal.limits(coverage, per_class=per_class)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the head into a folder; see `featpipe.heads.save_head`."""

@@ -160,6 +160,7 @@ def _record(
         },
         **({} if rows is None else {"rows": rows.to_json()}),
         **({} if novelty is None else {"novelty": novelty.to_json()}),
+        **_further(head),
         "report": dict(head.report),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
@@ -179,6 +180,12 @@ def _format(head: Head, rows: RowsEntry | None) -> int:
 def _calibration(head: Head) -> dict[str, Any]:
     simple = isinstance(head.calibrator, Temperature)
     return {} if simple else {"calibration": head.calibrator.to_json()}
+
+
+def _further(head: Head) -> dict[str, Any]:
+    """Return what a former featpipe does not look at, and reads the head without."""
+    parts = {"conformal": head.conformal, "reference": head.reference}
+    return {name: part.to_json() for name, part in parts.items() if part is not None}
 
 
 def load_head(path: str | os.PathLike[str]) -> Head:
@@ -213,6 +220,8 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         class_counts=record.class_counts,
         report=record.report,
         novelty=whole.novelty,
+        conformal=record.conformal,
+        reference=record.reference,
     )
     if head.digest != record.contents:
         raise damaged(folder / MODEL, "its contents are not those that were written")

@@ -6,14 +6,18 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featpipe import __version__
 from featpipe._files import printable, read_json
 from featpipe.calibration import Calibrator, Temperature, read_calibrator
+from featpipe.conformal import Conformal
 from featpipe.errors import HeadError
 from featpipe.heads.entries import NoveltyEntry, RowsEntry, is_count, is_of_another_method
 from featpipe.heads.registry import HEADS
+from featpipe.reference import Reference
+
+_T = TypeVar("_T")
 
 KIND = "featpipe.head"
 FORMAT = 3
@@ -38,6 +42,8 @@ class Record:
     report: Mapping[str, Any]
     rows: RowsEntry | None
     novelty: NoveltyEntry | None
+    conformal: Conformal | None
+    reference: Reference | None
 
 
 def read_record(path: Path) -> Record:
@@ -82,6 +88,8 @@ def read_record(path: Path) -> Record:
         report=value["report"],
         rows=_rows(path, value),
         novelty=_novelty(path, value),
+        conformal=_further(path, value, "conformal", Conformal.read),
+        reference=_further(path, value, "reference", Reference.read),
     )
 
 
@@ -115,6 +123,18 @@ def _novelty(path: Path, value: Mapping[str, Any]) -> NoveltyEntry | None:
     )
     if found is None:
         raise damaged(path, "its field 'novelty' is missing or amiss")
+    return found
+
+
+def _further(
+    path: Path, value: Mapping[str, Any], name: str, read: Callable[[Any, int], _T | None]
+) -> _T | None:
+    """Read what a head need not have: a former featpipe wrote none."""
+    if name not in value:
+        return None
+    found = read(value[name], len(value["classes"]))
+    if found is None:
+        raise damaged(path, f"its field '{name}' is missing or amiss")
     return found
 
 

@@ -11,12 +11,14 @@ from featpipe.model_selection.tuning import (
     nested_probabilities,
     quiet_and_single,
 )
+from featpipe.model_selection.unseen import Unseen, unseen_by_folds, unseen_by_head
 
 __all__ = [
     "METHODS",
     "Fitted",
     "Fold",
     "OnFit",
+    "Unseen",
     "calibrate",
     "fit_streamed",
     "fit_tuned",
@@ -26,4 +28,6 @@ __all__ = [
     "said",
     "streams",
     "units_of",
+    "unseen_by_folds",
+    "unseen_by_head",
 ]

@@ -88,6 +88,9 @@ class Streamed:
         Of the cross-validation of the sample.
     note : str
         How it went, for people.
+    watched : ndarray of int
+        Positions of those of ``learnt`` that the weights were not fitted on: they have watched
+        the passes, and made the calibrator.
     """
 
     fitted: Fitted
@@ -95,6 +98,7 @@ class Streamed:
     measured: Ints
     n_folds: int
     note: str
+    watched: Ints
 
 
 def can_stream(spec: HeadSpec) -> bool:
@@ -153,7 +157,7 @@ def fit_streamed(
             held = X.reading_order(cut.held)
             fitted = passes.calibrated(fitted, unit_folds(units[held], n_splits, seed), calibration)
     learnt = np.union1d(cut.fit, cut.held)
-    return Streamed(fitted, learnt, cut.measured, len(folds), passes.note())
+    return Streamed(fitted, learnt, cut.measured, len(folds), passes.note(), cut.held)
 
 
 def _refuse_too_few(cut: _Cut, *, estimate: bool) -> None:

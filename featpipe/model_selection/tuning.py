@@ -43,6 +43,8 @@ class Fitted:
         For each set of parameters: held-out accuracy and log loss, with a temperature.
     calibration : mapping
         How the calibrator was chosen, and what it does; empty where none was asked for.
+    scores : ndarray of float, (n, K), or None
+        Of every row by a head that was fitted without its fold, where they are at hand.
     """
 
     pipeline: Pipeline
@@ -50,6 +52,7 @@ class Fitted:
     parameters: Mapping[str, Any]
     table: tuple[Mapping[str, Any], ...]
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    scores: Floats | None = None
 
 
 def fit_tuned(
@@ -100,7 +103,27 @@ def fit_tuned(
         return Fitted(pipeline, Temperature(best.temperature), best.parameters, table)
     assert best.scores is not None
     chosen = calibrate(best.scores, y, folds, calibration)
-    return Fitted(pipeline, chosen.calibrator, best.parameters, table, chosen.report)
+    return Fitted(pipeline, chosen.calibrator, best.parameters, table, chosen.report, best.scores)
+
+
+def held_out_scores(
+    spec: HeadSpec,
+    parameters: Mapping[str, Any],
+    X: NDArray[np.float32],  # noqa: N803
+    y: Ints,
+    folds: Sequence[Fold],
+    *,
+    seed: int = 0,
+) -> Floats:
+    """Return the scores, (n, K), of every row by a head that was fitted without its fold."""
+    with quiet_and_single(), threads() as pool:
+        if spec.fast is None:
+            candidates = _each_alone(spec, X, y, folds, [parameters], seed, pool, None)
+        else:
+            candidates = _along_the_grid(spec, X, y, folds, [parameters], pool, None)
+    scores = candidates[0].scores
+    assert scores is not None
+    return scores
 
 
 def nested_probabilities(

@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from featpipe.backbones import Backbone, load_backbone
     from featpipe.bundling import bundle
+    from featpipe.drift import drift
     from featpipe.embedding import embed
     from featpipe.evaluation import compare, evaluate, few_shot_curve, probe
     from featpipe.heads import Head, load_head
@@ -39,6 +40,7 @@ _HOMES = {
     "ImageEmbedder": "featpipe.transformer",
     "bundle": "featpipe.bundling",
     "compare": "featpipe.evaluation",
+    "drift": "featpipe.drift",
     "embed": "featpipe.embedding",
     "evaluate": "featpipe.evaluation",
     "few_shot_curve": "featpipe.evaluation",
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "bundle",
     "compare",
+    "drift",
     "embed",
     "evaluate",
     "few_shot_curve",

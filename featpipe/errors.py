@@ -16,9 +16,9 @@
     └── TooManyFailuresError      3   --strict or --max-failures stopped the run
 
 Exit code 0 means that all is done, 2 that the command line was wrong, 3 that the work is
-finished but some images failed (each is marked in the output), 130 that the user
-interrupted it, 141 that whoever read the output had gone (``| head``). The same table stands
-in the README; a test compares the two.
+finished but some images failed (each is marked in the output), 9 that `featpipe drift` has
+found drift, 130 that the user interrupted it, 141 that whoever read the output had gone
+(``| head``). The same table stands in the README; a test compares the two.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import ClassVar
 EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_SOME_FAILED = 3
+EXIT_DRIFT = 9
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 

@@ -95,9 +95,7 @@ def observe_store(
     )
 
 
-def _new_rows(
-    head: Head, store: EmbeddingStore, split: str | None
-) -> tuple[Ints, tuple[str, ...]]:
+def _new_rows(head: Head, store: EmbeddingStore, split: str | None) -> tuple[Ints, tuple[str, ...]]:
     where = printable(str(store.path))
     rows = np.arange(len(store))
     if split is not None:

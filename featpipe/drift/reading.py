@@ -111,7 +111,9 @@ class _Tally:
         """Return the whole."""
         confidence = np.concatenate([*self._confidence, np.empty(0)])
         if not len(confidence):
-            raise SourceError(f"{self._name} has no image with an answer: there is nothing to compare")
+            raise SourceError(
+                f"{self._name} has no image with an answer: there is nothing to compare"
+            )
         notes = []
         if self._failed:
             notes.append(f"{self._failed:,} images failed and are left out")

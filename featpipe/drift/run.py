@@ -1,10 +1,10 @@
-"""`drift`: does what comes in still look like what a head was trained on?"""
+"""`drift`: whether what comes in still looks like what a head was trained on."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -125,7 +125,9 @@ def _observed(head: Head, asked: Asked, split: str | None, seed: int) -> Observe
         return observe_store(head, store, split=split, seed=seed)
     path = Path(asked)
     if not path.exists():
-        raise SourceError(f"{printable(str(path))} does not exist: name a store or a file of scores")
+        raise SourceError(
+            f"{printable(str(path))} does not exist: name a store or a file of scores"
+        )
     if path.suffix.lower() not in SUFFIXES:
         raise SourceError(
             f"{printable(str(path))} is neither a store nor a file of scores: name a folder that "
@@ -138,9 +140,7 @@ def _observed(head: Head, asked: Asked, split: str | None, seed: int) -> Observe
     return read_scores(path, head.classes)
 
 
-def _report(
-    sides: _Sides, head: object, skip: Collection[str], alpha: float
-) -> DriftReport:
+def _report(sides: _Sides, head: object, skip: Collection[str], alpha: float) -> DriftReport:
     outcomes: dict[str, Outcome] = {}
     left_out: list[tuple[str, str]] = []
     new, before = sides.new, sides.before
@@ -169,14 +169,20 @@ def _judged(outcomes: Mapping[str, Outcome], alpha: float) -> tuple[Finding, ...
     adjusted = holm([p for _, p, _ in outcomes.values()])
     return tuple(
         Finding(
-            name, p, p_adjusted, effect, LEAST[name], p_adjusted < alpha and effect >= LEAST[name], w
+            name,
+            p,
+            p_adjusted,
+            effect,
+            LEAST[name],
+            p_adjusted < alpha and effect >= LEAST[name],
+            w,
         )
         for (name, (effect, p, w)), p_adjusted in zip(outcomes.items(), adjusted, strict=True)
     )
 
 
 def _unknown(sides: _Sides) -> Outcome | str:
-    """Are more images strange than one in twenty, or than were before?"""
+    """Ask whether more images are strange than one in twenty, or than were before."""
     new, before, novelty = sides.new, sides.before, sides.head.novelty
     if new.ood_p is None or (before is not None and before.ood_p is None):
         return "the images have no ood_p"
@@ -203,7 +209,7 @@ def _strange(of: Observed, level: float) -> int:
 
 
 def _strangeness(sides: _Sides) -> Outcome | str:
-    """Are images stranger all in all? That they are more like training is no alarm."""
+    """Ask whether images are stranger all in all; that they are nearer is no alarm."""
     new, before, novelty = sides.new, sides.before, sides.head.novelty
     if new.ood_p is None or (before is not None and before.ood_p is None):
         return "the images have no ood_p"
@@ -217,7 +223,7 @@ def _strangeness(sides: _Sides) -> Outcome | str:
 
 
 def _rates(sides: _Sides) -> Outcome | str:
-    """Are other classes predicted than out of fold in training?"""
+    """Ask whether other classes are predicted than out of fold in training."""
     new, before = sides.new, _counts_before(sides)
     if new.counts is None:
         return "labels are withheld"
@@ -246,7 +252,7 @@ def _counts_before(sides: _Sides) -> Ints | str:
 
 
 def _confidence(sides: _Sides) -> Outcome | str:
-    """Is the head less sure than it was out of fold? That it is surer is no alarm."""
+    """Ask whether the head is less sure than out of fold; that it is surer is no alarm."""
     if sides.before is not None:
         old = np.sort(sides.before.confidence)
         n = len(old)
@@ -260,7 +266,7 @@ def _confidence(sides: _Sides) -> Outcome | str:
 
 
 def _vectors(sides: _Sides) -> Outcome | str:
-    """Can a classifier tell new vectors from old ones?"""
+    """Ask whether a classifier can tell new vectors from old ones."""
     new, before, novelty = sides.new, sides.before, sides.head.novelty
     if new.vectors is None or new.units is None:
         return "a file of scores has no vectors"

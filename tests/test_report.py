@@ -154,7 +154,7 @@ def contrast(a: str, b: str) -> float:
 
 def test_colours_can_be_told_apart_in_light_and_dark() -> None:
     """WCAG 2.2, 1.4.3 and 1.4.11: 4.5 for text, 3 for points and bars."""
-    css = files("featpipe.report").joinpath("style.css").read_text(encoding="utf-8")
+    css = files("featpipe.pages").joinpath("style.css").read_text(encoding="utf-8")
     schemes = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     assert len(schemes) == 2
     for scheme in schemes:

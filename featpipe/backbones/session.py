@@ -98,7 +98,7 @@ class Session:
         DeviceError
             When the device fails in the middle of the work, for lack of memory above all.
         """
-        return self._run(EMBEDDING, images)
+        return self._run([EMBEDDING], images)[0]
 
     def feature_maps(self, images: Pixels) -> NDArray[np.float32]:
         """Return the maps before pooling, float32 (N, C, h, w).
@@ -108,14 +108,29 @@ class Session:
         BackboneError
             When the backbone's file has no such output.
         """
+        self._require_feature_map()
+        return self._run([FEATURE_MAP], images)[0]
+
+    def run_with_maps(self, images: Pixels) -> tuple[Vectors, NDArray[np.float32]]:
+        """Return what `run` and `feature_maps` do; the network is computed once.
+
+        Raises
+        ------
+        BackboneError
+            When the backbone's file has no such output.
+        """
+        self._require_feature_map()
+        vectors, maps = self._run([EMBEDDING, FEATURE_MAP], images)
+        return vectors, maps
+
+    def _require_feature_map(self) -> None:
         if not self.backbone.has_feature_map:
             raise BackboneError(
                 f"the backbone {self.backbone.card.name} has no output '{FEATURE_MAP}': "
                 "export it again from a model that ends in global average pooling"
             )
-        return self._run(FEATURE_MAP, images)
 
-    def _run(self, output: str, images: Pixels) -> NDArray[np.float32]:
+    def _run(self, outputs: list[str], images: Pixels) -> list[NDArray[np.float32]]:
         side = self.backbone.card.input_size
         if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
             raise ValueError(
@@ -124,9 +139,9 @@ class Session:
         if len(images) == 0:
             # One image tells the shape of what there is nothing of.
             blank = np.zeros((1, side, side, 3), np.uint8)
-            return self._run(output, blank)[:0]
+            return [found[:0] for found in self._run(outputs, blank)]
         try:
-            return self.runner.run([output], {INPUT: np.ascontiguousarray(images)})[0]
+            return self.runner.run(outputs, {INPUT: np.ascontiguousarray(images)})
         except Exception as exc:
             # ONNX Runtime's exceptions have no public base class.
             raise DeviceError(_failed_run(self, len(images), exc)) from exc

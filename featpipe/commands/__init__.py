@@ -33,6 +33,7 @@ _COMMANDS = {
     "score": ("featpipe.commands.score:score", "Classify new images."),
     "bundle": ("featpipe.commands.bundle:bundle", "Write a classifier as one ONNX file."),
     "drift": ("featpipe.commands.drift:drift", "Say whether new images are still like training."),
+    "explain": ("featpipe.commands.explain:explain", "Show where a classifier finds what it says."),
     "models": ("featpipe.commands.models:models", "List backbones, or show one's card."),
     "export": ("featpipe.commands.models:export", "Make a backbone of a torch network."),
     "import": ("featpipe.commands.importing:import_", "Make a backbone of a foreign ONNX file."),

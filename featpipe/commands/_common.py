@@ -92,6 +92,15 @@ def how_to_use(name: str, models_dir: Path | None) -> str:
     return f"featpipe embed data/ --model {name}{where}"
 
 
+def newest_head_said() -> Path:
+    """Return the newest head, and say which one it is."""
+    from featpipe.heads import newest_head
+
+    head = newest_head()
+    say(f"Head: {head}, the newest under heads/.")
+    return head
+
+
 def models_dir_option(command: _F) -> _F:
     """``--models-dir``: a folder of backbones that goes before all others."""
     return click.option(

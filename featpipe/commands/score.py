@@ -12,6 +12,7 @@ from featpipe.commands._common import (
     debug_option,
     device_options,
     models_dir_option,
+    newest_head_said,
     progress_display,
     say,
 )
@@ -108,7 +109,7 @@ def score(
     with progress_display(quiet=output == "-") as progress:
         summary = run_score(
             source,
-            head if head is not None else _newest(),
+            head if head is not None else newest_head_said(),
             output=output,
             format=form,
             model=model,
@@ -124,15 +125,6 @@ def score(
         )
     tell(summary)
     return summary.exit_code
-
-
-def _newest() -> Path:
-    """Return the newest head, and say which one it is."""
-    from featpipe.heads import newest_head
-
-    head = newest_head()
-    say(f"Head: {head}, the newest under heads/.")
-    return head
 
 
 def tell(summary: ScoreSummary) -> None:

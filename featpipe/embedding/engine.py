@@ -150,7 +150,7 @@ class _Worker:
         self, ref: ImageRef, out: np.ndarray
     ) -> tuple[Key | None, tuple[int, int] | None, Failure | None, bool]:
         """Read one image into ``out``: key, shape, failure, and whether ``out`` was filled."""
-        data = self._read(ref)
+        data = read_bytes(self._source, ref)
         if isinstance(data, Failure):
             return None, None, data, False
         key = content_key(data)
@@ -162,16 +162,18 @@ class _Worker:
         out[...] = decoded.pixels
         return key, (decoded.width, decoded.height), None, True
 
-    def _read(self, ref: ImageRef) -> bytes | Failure:
-        if ref.problem is not None:
-            return Failure("unreadable", ref.problem)
-        try:
-            return self._source.read(ref)
-        except MemoryError:
-            return Failure("unreadable", "not enough memory to read the file")
-        except (OSError, ValueError) as exc:
-            reason = getattr(exc, "strerror", None) or str(exc)
-            return Failure("unreadable", f"the file cannot be read: {reason}")
-
     def _nothing(self) -> Vectors:
         return np.empty((0, self._dimension), dtype=np.float32)
+
+
+def read_bytes(source: Source, ref: ImageRef) -> bytes | Failure:
+    """Return the bytes of one listed image, or why they cannot be had."""
+    if ref.problem is not None:
+        return Failure("unreadable", ref.problem)
+    try:
+        return source.read(ref)
+    except MemoryError:
+        return Failure("unreadable", "not enough memory to read the file")
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        return Failure("unreadable", f"the file cannot be read: {reason}")

@@ -10,11 +10,14 @@ from featpipe.images.decode import (
     thumbnail,
     whole_picture,
 )
+from featpipe.images.geometry import Box, crop_box
 from featpipe.images.resize import short_weights
 
 __all__ = [
     "MAX_PIXELS",
+    "Box",
     "Decoded",
+    "crop_box",
     "decode_image",
     "decoder_versions",
     "image_size",

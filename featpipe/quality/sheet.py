@@ -187,7 +187,7 @@ class _Sheet:
         self._draw.line([(_MARGIN, top + 18), (WIDTH - _MARGIN, top + 18)], fill=_LINE)
         title = f"{section.kind}: {section.count:,}"
         self._text((_MARGIN, top + 42), title, 21)
-        after = _MARGIN + _font(21).getlength(title) + 14
+        after = _MARGIN + font(21).getlength(title) + 14
         self._text((after, top + 43), MEANING[section.kind], 16, fill=_FAINT)
         for number, problem in enumerate(section.shown):
             row, column = divmod(number * section.across, _COLUMNS)
@@ -239,9 +239,23 @@ class _Sheet:
         anchor: str = "lm",
         within: float = WIDTH,
     ) -> None:
-        font = _font(size)
-        shown = shorten(_in_latin(printable(text)), within, font.getlength)
-        self._draw.text(at, shown, fill=fill, font=font, anchor=anchor)
+        draw_text(self._draw, at, text, size, fill=fill, anchor=anchor, within=within)
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    text: str,
+    size: int,
+    *,
+    fill: str,
+    anchor: str = "lm",
+    within: float,
+) -> None:
+    """Write a line that may come from outside, cut to ``within`` pixels."""
+    letters = font(size)
+    shown = shorten(_in_latin(printable(text)), within, letters.getlength)
+    draw.text(at, shown, fill=fill, font=letters, anchor=anchor)
 
 
 def _in_latin(text: str) -> str:
@@ -254,5 +268,6 @@ def _in_latin(text: str) -> str:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font, which knows the letters of Latin."""
     return ImageFont.load_default(size)

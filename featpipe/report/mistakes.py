@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.inspection.nearest import nearest_rows
 from featpipe.labelled import units_of_rows
 from featpipe.store import EmbeddingStore
-from featpipe.vectors import StoredVectors
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Labels = NDArray[np.object_]
 
 MOST_MISTAKES = 24
-_NEAREST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +85,6 @@ def _nearest(
     """Return the training images nearest to each of some images; none of the same unit."""
     if not len(rows) or not len(train):
         return [()] * len(rows)
-    queries = _normalised(store.read(rows))
-    blocks = StoredVectors(store, train).blocks()
-    cosines = np.concatenate([_normalised(vectors) @ queries.T for _, vectors in blocks])
     units = units_of_rows(store, np.concatenate([train, rows]), copies)
-    found = []
-    for at, unit in enumerate(units[len(train) :].tolist()):
-        own = np.where(units[: len(train)] == unit, -np.inf, cosines[:, at])
-        order = np.argsort(-own, kind="stable")[:_NEAREST]
-        found.append(tuple((int(train[i]), float(own[i])) for i in order if own[i] > -np.inf))
-    return found
-
-
-def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return found
+    same = [units[: len(train)] == unit for unit in units[len(train) :].tolist()]
+    return nearest_rows(store, train, store.read(rows), same)

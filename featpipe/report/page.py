@@ -9,17 +9,16 @@ import platform
 import shlex
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from featpipe._files import atomic_file, printable
 from featpipe.errors import FeatpipeError
 from featpipe.heads import Head, head_spec, load_head
+from featpipe.pages import page_environment
 from featpipe.quality.looks import first_rows
 from featpipe.report import charts
 from featpipe.report.contents import MOST_PAIRS, Contents, gather
@@ -104,21 +103,9 @@ def render(
     contents: Contents, head_path: Path | None, progress: ProgressCallback | None = None
 ) -> str:
     """Return the page."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(_part),
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters["shown"] = lambda value: printable(str(value))
     page = _Page(contents, head_path, progress)
+    environment = page_environment("featpipe.report")
     return environment.get_template("page.html.j2").render(page.values())
-
-
-def _part(name: str) -> str:
-    return files("featpipe.report").joinpath(name).read_text(encoding="utf-8")
 
 
 class _Page:

@@ -27,7 +27,8 @@ STEPS = 255
 """Colours of the scale; the middle one stands for zero."""
 OUTLINE = 0.5
 """The outline runs where the evidence is half of its maximum."""
-_MATTERS = 0.2
+_MATTERS = 0.25
+_SMALL = 200
 _OPAQUE, _RISE = 0.85, 0.7
 
 # Ottosson's matrices: from Oklab to the cube roots of cone responses, from these to linear RGB.
@@ -138,10 +139,15 @@ def bar(width: int, height: int) -> Image.Image:
 def _outline(rgba: NDArray[Any], inside: NDArray[np.bool_]) -> None:
     """Draw the edge of a region: a white line within a dark one, seen on every ground."""
     mask = Image.fromarray(inside.astype(np.uint8) * 255)
-    for width, colour in ((5, (20, 20, 20, 150)), (3, (255, 255, 255, 255))):
-        wide = np.asarray(mask.filter(ImageFilter.MaxFilter(width))) > 0
-        narrow = np.asarray(mask.filter(ImageFilter.MinFilter(width))) > 0
-        rgba[wide & ~narrow] = colour
+
+    def grown(pixels: int) -> NDArray[np.bool_]:
+        kind = ImageFilter.MaxFilter if pixels > 0 else ImageFilter.MinFilter
+        return np.asarray(mask.filter(kind(2 * abs(pixels) + 1))) > 0 if pixels else inside
+
+    # A small picture has no room for three pixels of white.
+    outer, inner = (0, -1) if len(rgba) < _SMALL else (1, -1)
+    rgba[grown(outer + 1) & ~grown(inner - 1)] = (20, 20, 20, 150)
+    rgba[grown(outer) & ~grown(inner)] = (255, 255, 255, 255)
 
 
 def _cross(picture: Image.Image, middle: tuple[float, float], arm: float) -> None:

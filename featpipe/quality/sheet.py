@@ -30,7 +30,18 @@ _HEAD, _TITLE, _FOOT = 118, 64, 34
 _INK, _FAINT, _LINE, _TILE = "#1b1f24", "#6a737d", "#d5dae0", "#eceff2"
 _PAPER, _FRAME = "white", "#f6f7f9"
 _DOTS = "…"
-_INSTEAD = str.maketrans({"≥": ">=", "×": "x", "ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "Ae"})
+_INSTEAD = str.maketrans(
+    {
+        "≥": ">=",
+        "×": "x",
+        "\N{MINUS SIGN}": "-",
+        "ß": "ss",
+        "ø": "o",
+        "Ø": "O",
+        "æ": "ae",
+        "Æ": "Ae",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from featpipe.pages import page_environment
 from featpipe.quality.looks import first_rows
 from featpipe.report import charts
 from featpipe.report.contents import MOST_PAIRS, Contents, gather
+from featpipe.report.maps import mistake_maps
 from featpipe.report.pictures import COLUMNS, SPRITE, pictures, sprite_sheet
 from featpipe.report.recorded import Recorded
 from featpipe.store import EmbeddingStore
@@ -120,6 +121,7 @@ class _Page:
         self._pairs = self._all_pairs[:MOST_PAIRS]
         self._baselines = contents.record.baselines if contents.is_own else None
         self._pictures = pictures(self._store, list(self._shown_rows()))
+        self._maps = mistake_maps(self._head, self._store, contents.mistakes)
 
     def _shown_rows(self) -> Iterator[int]:
         for mistake in self._contents.mistakes:
@@ -155,6 +157,8 @@ class _Page:
             "coverages": list(self._coverages()),
             "calibration": contents.record.calibrated,
             "mistakes": [self._mistake(mistake) for mistake in contents.mistakes],
+            "maps": self._maps,
+            "is_nested": contents.estimate.probabilities is not None,
             "n_mistakes": estimate["n_samples"]
             - int(np.trace(contents.estimate.metrics.confusion)),
             "suspects": [self._suspect(suspect) for suspect in contents.suspects],
@@ -239,6 +243,7 @@ class _Page:
         classes = self._head.classes
         return {
             **self._image(mistake.row),
+            "maps": self._maps.pairs.get(mistake.row),
             "predicted": printable(classes[mistake.predicted]),
             "probability": mistake.probability,
             "given_probability": mistake.given_probability,

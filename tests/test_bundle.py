@@ -76,6 +76,36 @@ def test_every_head_as_one_file(fitted, tmp_path, name):
     assert found["label_index"].tolist() == probabilities.argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("name", ["logreg", "knn"])
+def test_how_strange_an_image_is(fitted, tmp_path, name):
+    """Score and p-value are the head's; noise is stranger than what the head was fitted on."""
+    root, of = fitted
+    head = of(name)
+    bundle(head, tmp_path / "c.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "c.onnx")
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    photo = whole_picture(min((root / "photos").rglob("*.jpg")).read_bytes())
+    for picture in (photo, noise):
+        vector, score, p = session.run(
+            ["embedding", "ood_score", "ood_p"], {"images": picture[None]}
+        )
+        assert np.abs(score - head.ood_scores(vector)).max() < 1e-3
+        assert np.abs(p - head.ood_p_values(vector)).max() < 1e-6
+    bundle(replace(head, novelty=None), tmp_path / "former.onnx")
+    names = [o.name for o in onnxruntime.InferenceSession(tmp_path / "former.onnx").get_outputs()]
+    assert names == NAMES
+
+
+def test_a_strangeness_that_differs_is_not_written(fitted, tmp_path, monkeypatch):
+    """Out-of-distribution scores are compared, too."""
+    _, of = fitted
+    monkeypatch.setattr(verify, "MOST_APART_STRANGE", -1.0)
+    with pytest.raises(BundleError) as error:
+        bundle(of("logreg"), tmp_path / "c.onnx")
+    assert "gives other out-of-distribution scores than the head" in str(error.value)
+    assert not (tmp_path / "c.onnx").exists()
+
+
 def test_the_file_needs_nothing_but_standard_operators_and_tells_of_itself(fitted, tmp_path):
     """Domain ai.onnx alone; labels, card and verification inside; equal heads, equal bytes."""
     _, of = fitted

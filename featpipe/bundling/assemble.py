@@ -22,7 +22,7 @@ from featpipe.bundling.resize import add_resize
 from featpipe.errors import BundleError
 from featpipe.heads import Head
 
-BUNDLE_KEY, LABELS_KEY = "featpipe.bundling", "featpipe.labels"
+BUNDLE_KEY, LABELS_KEY = "featpipe.bundle", "featpipe.labels"
 STRANGE = ("ood_score", "ood_p")
 """Outputs of a head that knows how strange an image is."""
 _OLDEST, _UPGRADED = 13, 17

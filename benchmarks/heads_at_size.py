@@ -84,7 +84,7 @@ def vectors(size: Size, dimension: int = 2048, seed: int = 0) -> tuple[Array, Ar
     mix = rng.normal(size=(256, dimension)).astype(np.float32) / np.sqrt(8)
     bias = rng.normal(-0.7, 0.5, size=dimension).astype(np.float32)
     gain = 0.4 * np.exp(rng.normal(0, 0.5, size=dimension)).astype(np.float32)
-    X = np.empty((size.rows, dimension), dtype=np.float32)  # noqa: N806
+    X = np.empty((size.rows, dimension), dtype=np.float32)
     for start in range(0, size.rows, 4096):
         rows = slice(start, min(start + 4096, size.rows))
         n = rows.stop - start

@@ -52,6 +52,7 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["honesty.py"],
         ["--data-sets", "20", "--seeds", "3"],
     ),
+    "unknown": ("Images that a head was never shown", ["unknown.py"], []),
     "rerun": (
         "A re-run over unchanged files",
         ["rerun.py", "--files", "100000"],

@@ -85,7 +85,7 @@ def make_store(path: Path, vectors: Vectors, rows: int) -> None:
     card = {"name": "generated", "fingerprint": "0" * 16, "dimension": len(vectors.bias)}
     images = []
     with StoreWriter.opened(path, Manifest(card, "float16", "generated")) as writer:
-        for split, X, y in chunks(vectors, rows):  # noqa: N806
+        for split, X, y in chunks(vectors, rows):
             first = len(images)
             keys = [content_key(b"%d" % (first + i)) for i in range(len(y))]
             writer.append(keys, X)

@@ -87,7 +87,9 @@ class NoveltyEntry:
     @classmethod
     def read(cls, value: Any, *, n_classes: int, dimension: int) -> Self | None:
         """Return it from what `to_json` gave, or None where anything is amiss."""
-        if not isinstance(value, dict) or not isinstance(value.get("contents"), str):
+        if not isinstance(value, dict) or value.get("method") != METHOD:
+            return None
+        if not isinstance(value.get("contents"), str):
             return None
         rows = RowsEntry.read(value.get("rows"))
         counts: Any = value.get("counts")

@@ -160,3 +160,24 @@ def test_nan_is_no_threshold(run_cli) -> None:
     result = run_cli("score", "x", "--threshold", "nan")
     assert result.code == 2
     assert result.err.endswith("Invalid value for '--threshold': nan is no probability.\n")
+
+
+def test_reject_is_said_and_ends_with_0(run_cli, place: Path) -> None:
+    """Unknown images are rows, counted in the summary; below what can be told it is an error."""
+    result = run_cli("score", "photos", "--format", "jsonl", "--reject", "1")
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    unknown = [row for row in rows if row["status"] == "unknown"]
+    assert result.code == 0
+    assert unknown
+    assert {row["label"] for row in unknown} == {None}
+    assert f"{len(unknown)} unknown" in result.err.splitlines()[-1]
+    result = run_cli("score", "photos", "--reject", "0")
+    assert (result.code, result.out) == (7, "")
+    assert "Error: below 0 no image can be rejected: the head compares each with " in result.err
+
+
+def test_nan_is_nothing_to_reject_at(run_cli) -> None:
+    """A usage error, not a bug."""
+    result = run_cli("score", "x", "--reject", "nan")
+    assert result.code == 2
+    assert result.err.endswith("Invalid value for '--reject': nan is no probability.\n")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from featpipe._files import escape_path, guard_cell, lock, unescape_path, unguar
 from featpipe.errors import (
     BackboneError,
     FingerprintError,
+    HeadError,
     LockedError,
     SourceError,
     TooManyFailuresError,
@@ -197,6 +199,74 @@ def test_threshold_withholds_the_label(
         assert row["top1_probability"] == row["probability"]
 
 
+def test_reject_withholds_the_label_of_strange_images(
+    run, head_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Stranger than asked for: no label, status unknown, before uncertain; no failure."""
+    values = sorted({row.ood_p for row in predictions(photos, head_folder)})
+    middle = (values[len(values) // 2] + values[len(values) // 2 - 1]) / 2
+    summary = run(photos, reject=middle, threshold=1, top_k=1)
+    rows = read_csv(tmp_path / "out.csv")
+    unknown = [row for row in rows if row["status"] == "unknown"]
+    assert 0 < len(unknown) < 10
+    assert (summary.unknown, summary.uncertain) == (len(unknown), 10 - len(unknown))
+    assert (summary.ok, summary.failed, summary.exit_code) == (0, 0, 0)
+    assert str(summary).startswith(f"10 images: {len(unknown)} unknown, {10 - len(unknown)} uncer")
+    for row in rows:
+        assert (float(row["ood_p"]) < middle) == (row["status"] == "unknown")
+    for row in unknown:
+        share = 100 * float(row["ood_p"])
+        assert row["reason"] == (
+            f"it is unlike the training images: {share:.2g} % of them look as strange"
+        )
+        assert row["label"] == ""
+        assert row["top1_probability"] == row["probability"]
+
+
+def test_strangeness_is_that_of_the_head(head_folder: Path, photos: Path, tiny_backbone) -> None:
+    """``ood_p`` is what `Head.ood_p_values` says of the image's vector, to six decimals."""
+    store = embed(photos, tiny_backbone, output=photos.parent / "store")
+    found = load_head(head_folder).ood_p_values(store.X)
+    rows = list(predictions(photos, head_folder))
+    assert [row.ood_p for row in rows] == [round(p, 6) for p in found.tolist()]
+
+
+def test_a_head_that_cannot_tell_leaves_the_column_empty(
+    head_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """One of a former featpipe: empty cells, nulls; asked to reject, it says what to do."""
+    former = replace(load_head(head_folder), novelty=None)
+    for suffix in ("csv", "jsonl", "parquet"):
+        assert score(photos, former, output=tmp_path / f"out.{suffix}").ok == 10
+    assert {row["ood_p"] for row in read_csv(tmp_path / "out.csv")} == {""}
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert {json.loads(line)["ood_p"] for line in lines} == {None}
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.field("ood_p").type == "double"
+    assert table.column("ood_p").null_count == 10
+    with pytest.raises(HeadError) as error:
+        score(photos, former, reject=0.1)
+    assert str(error.value) == (
+        "the head cannot tell unknown images: it was fitted by a former featpipe, or on classes "
+        "of a single image or group each; fit the head again"
+    )
+
+
+@pytest.mark.parametrize("reject", [0, 1e-3])
+def test_what_would_reject_nothing_is_refused(head_folder: Path, photos: Path, reject) -> None:
+    """Fewer images than the share asks for: the smallest that there is, is said."""
+    head = load_head(head_folder)
+    assert head.novelty is not None
+    n = len(head.novelty.calibration)
+    with pytest.raises(HeadError) as error:
+        score(photos, head, reject=reject)
+    assert str(error.value) == (
+        f"below {reject:g} no image can be rejected: the head compares each with {n} training "
+        f"images, and the smallest share is {1 / (n + 1):.2g}; reject at more than that, or fit "
+        "on more images"
+    )
+
+
 def test_equal_probabilities_give_the_first_class() -> None:
     """Of equal classes the first one wins; probabilities have six decimals."""
     row = decide("x", np.array([1 / 3, 1 / 3, 1 / 3]), ["c", "a", "b"], top_k=2, threshold=1 / 3)
@@ -259,6 +329,8 @@ def test_backbone_that_is_not_here(run, photos: Path, monkeypatch: pytest.Monkey
     [
         ({"top_k": -1}, "top_k must be 0 or more, not -1"),
         ({"threshold": 1.5}, "threshold must lie between 0 and 1, not 1.5"),
+        ({"reject": -0.1}, "reject must lie between 0 and 1, not -0.1"),
+        ({"reject": float("nan")}, "reject must lie between 0 and 1, not nan"),
         ({"format": "xlsx"}, "there is no format 'xlsx': use csv, jsonl or parquet"),
     ],
 )
@@ -572,7 +644,11 @@ def test_unreadable_images_at_the_end_are_tried_again(run, many: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"top_k": 1}, "top-k"), ({"threshold": 0.5, "top_k": 2}, "top-k, threshold")],
+    [
+        ({"top_k": 1}, "top-k"),
+        ({"threshold": 0.5, "top_k": 2}, "top-k, threshold"),
+        ({"reject": 0.5}, "reject"),
+    ],
 )
 def test_journal_of_other_options_is_not_used(
     run, many: Path, tmp_path: Path, options: dict, named: str
@@ -587,6 +663,52 @@ def test_journal_of_other_options_is_not_used(
         f"{tmp_path / 'out.csv.partial'}, left by an interrupted run, belongs to a run with "
         f"another {named}: all images are scored anew"
     )
+
+
+def test_a_journal_of_other_known_images_is_not_used(
+    run, head_folder: Path, many: Path, tmp_path: Path
+) -> None:
+    """The labels would be the same, what is strange would not: that is another head."""
+    with pytest.raises(KeyboardInterrupt):
+        run(many, progress=stop_after(3))
+    head = load_head(head_folder)
+    assert head.novelty is not None
+    other = replace(head, novelty=replace(head.novelty, calibration=np.array([0.0])))
+    assert other.digest == head.digest
+    summary = score(many, other, output=tmp_path / "out.csv", batch_size=4)
+    assert summary.resumed == 0
+    assert summary.notes[0].endswith(
+        "belongs to a run with another head: all images are scored anew"
+    )
+
+
+def test_a_rejecting_run_goes_on_where_it_was(run, many: Path, tmp_path: Path) -> None:
+    """Rows of unknown images are taken over as any others are."""
+    run(many, "whole.jsonl", reject=1)
+    assert b'"unknown"' in (tmp_path / "whole.jsonl").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        run(many, "out.jsonl", reject=1, progress=stop_after(10))
+    summary = run(many, "out.jsonl", reject=1)
+    assert (summary.resumed, summary.ok + summary.unknown) == (40, 120)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_journal_of_a_former_featpipe_goes_on(head_folder: Path, many: Path, tmp_path) -> None:
+    """Its rows have no ``ood_p``: with a head that cannot tell, that is what they would say."""
+    former = replace(load_head(head_folder), novelty=None)
+
+    def go(**options: object) -> ScoreSummary:
+        return score(many, former, output=tmp_path / "out.csv", batch_size=4, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(progress=stop_after(10))
+    partial = tmp_path / "out.csv.partial"
+    lines = [json.loads(line) for line in partial.read_text().splitlines()]
+    for line in lines:
+        line.pop("ood_p", None)
+        line.pop("reject", None)
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert go().resumed == 40
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100_000, b"[]\n", b'{"featpipe_score": 2}\n'])

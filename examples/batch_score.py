@@ -97,6 +97,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=probability, help="withhold labels below this probability"
     )
+    parser.add_argument(
+        "--reject", type=probability, help="withhold labels of images stranger than this share"
+    )
     parser.add_argument("--top-k", type=count, default=0, help="list the best K classes, too")
     parser.add_argument("--max-failures", type=count, help="give up after more failed images")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
@@ -139,6 +142,7 @@ def run_night(options: argparse.Namespace) -> int:
         output=output,
         model=options.model,
         threshold=options.threshold,
+        reject=options.reject,
         top_k=options.top_k,
         max_failures=options.max_failures,
         device=options.device,

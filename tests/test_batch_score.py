@@ -106,6 +106,7 @@ def test_too_many_failures(place: Path) -> None:
         (("photos", "head", "photos/living/cat.jpg/out"), 8, "cannot write photos/living/cat.jpg"),
         (("photos", "head", "out", "--log-file", "head/head.json/a"), 8, "cannot write the log"),
         (("photos", "head", "out", "--threshold", "2"), 2, "invalid probability value: '2'"),
+        (("photos", "head", "out", "--reject", "nan"), 2, "invalid probability value: 'nan'"),
         (("photos", "head", "out", "--top-k", "-1"), 2, "invalid count value: '-1'"),
     ],
 )

@@ -172,6 +172,7 @@ def test_a_record_that_is_amiss_is_named(saved: Path, changes) -> None:
     "changes",
     [
         {"bytes": 0},
+        {"bytes": 2**31 + 1},
         {"digest": "../../../../etc/passwd"},
         {"digest": "0" * 32 + "\n"},
         {"dtype": "float16"},

@@ -278,6 +278,16 @@ def test_size_decides_unless_the_user_does(head, available, wanted, expected) ->
     assert capacity.streams(head_spec(head), 100, 10, available, wanted) is expected
 
 
+def test_what_is_strange_is_known_as_from_a_fit_in_memory(store: EmbeddingStore) -> None:
+    """It is made of the vectors that were learnt on, whichever way they were read."""
+    passes, memory = (
+        fit(store, stream=stream, tune=False, check=False) for stream in (True, False)
+    )
+    assert passes.novelty is not None
+    assert memory.novelty is not None
+    assert passes.novelty.digest == memory.novelty.digest
+
+
 def test_other_heads_are_told_what_to_do(store: EmbeddingStore, monkeypatch) -> None:
     """A sentence before anything is read, in place of a MemoryError."""
     with pytest.raises(HeadError) as caught:

@@ -12,6 +12,7 @@ from featpipe.errors import HeadError, LabelError, StoreError
 from featpipe.heads import load_head
 from featpipe.heads.persistence import data_digest
 from featpipe.labelled import labelled_rows
+from featpipe.ood import normalised
 from featpipe.store import EmbeddingStore
 from featpipe.training import fit as fit_and_check
 from featpipe.types import Progress
@@ -71,7 +72,34 @@ def test_the_test_split_decides_nothing(demo: EmbeddingStore, tmp_path: Path) ->
     other = make_store(
         tmp_path / "other", np.where(test[:, None], X[::-1], X), labels, splits=splits
     )
-    assert fit(other, "ridge").digest == fit(demo, "ridge").digest
+    one, two = fit(other, "ridge"), fit(demo, "ridge")
+    assert one.digest == two.digest
+    assert one.novelty.digest == two.novelty.digest
+
+
+def test_every_head_knows_what_is_strange_from_the_training_split_alone(
+    demo: EmbeddingStore,
+) -> None:
+    """Its rows are the training vectors, class after class; each was left out once."""
+    train = np.flatnonzero(demo.splits == "train")
+    ordered = train[np.argsort(demo.labels()[train].astype(str), kind="stable")]
+    for name in ("centroid", "knn"):
+        novelty = fit(demo, name).novelty
+        np.testing.assert_array_equal(novelty.rows, normalised(demo.X[ordered]))
+        assert novelty.counts == (20,) * 8
+        assert len(novelty.calibration) == 160
+
+
+def test_groups_are_left_out_as_a_whole(tmp_path: Path) -> None:
+    """What belongs together does not vouch for one another, so the p-values are others."""
+    X, labels = two()
+    made = [
+        make_store(tmp_path / f"s{i}", X, labels, groups=groups)
+        for i, groups in enumerate((None, [f"{label}{i % 3}" for i, label in enumerate(labels)]))
+    ]
+    alone, grouped = (fit(store, "centroid", cv=2).novelty for store in made)
+    np.testing.assert_array_equal(alone.rows, grouped.rows)
+    assert alone.calibration.mean() < grouped.calibration.mean()
 
 
 def test_without_splits_the_estimate_is_nested(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from typing import Any, Self
 
 from featpipe.ood import METHOD, MOST_CALIBRATION, Novelty, rows_a_class
 
+MOST_BYTES = 2**31
+"""Of a file that is read into memory whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowsEntry:
@@ -97,6 +100,8 @@ class NoveltyEntry:
         if rows is None or not _are_counts(counts, n_classes) or not _are_scores(calibration):
             return None
         if rows.dtype != "float32" or rows.shape != (sum(counts), dimension):
+            return None
+        if rows.n_bytes > MOST_BYTES:
             return None
         return cls(rows, tuple(counts), tuple(map(float, calibration)), value["contents"])
 

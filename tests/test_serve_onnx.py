@@ -67,7 +67,7 @@ def test_the_same_as_featpipe(
 ) -> None:
     """On photographs of clothes, with the built-in backbone, rows are those of `score`."""
     monkeypatch.chdir(tmp_path)
-    fit(embed(photos, output="store"), "centroid").save("head")
+    fit(embed(photos, output="store"), "ridge").save("head")
     bundle("head", "classifier.onnx")
     (tmp_path / "new").mkdir()
     for path in sorted((shared / "datasets/clothing_small/test").glob("*/*.jpg"))[::20]:

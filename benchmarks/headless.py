@@ -47,6 +47,8 @@ class Served(ThreadingHTTPServer):
         Path on the server to content; goes before folders.
     asked : list of str
         What was asked for.
+    silent : bool
+        Whether it answers nothing any more, but takes what is posted.
     """
 
     daemon_threads = True
@@ -56,6 +58,7 @@ class Served(ThreadingHTTPServer):
         self.folders, self.isolated = folders, isolated
         self.files: dict[str, bytes] = {}
         self.asked: list[str] = []
+        self.silent = False
         self.answers: queue.Queue[dict[str, Any]] = queue.Queue()
 
     @property
@@ -85,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append(path)
+        if self.server.silent:
+            self.close_connection = True
+            return
         content = self.server.content(path)
         self.send_response(404 if content is None else 200)
         suffix = "." + path.rpartition(".")[2] if "." in path else ".html"

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from featpipe import embed, fit, load_head, score
-from featpipe.bundle import BundleOptions, bundle
+from featpipe.bundling import BundleOptions, bundle
 from featpipe.images import whole_picture
 from featpipe.types import Failure
 
@@ -29,7 +29,9 @@ def place(
 ) -> Path:
     """Return a working folder with ``photos`` and ``small.onnx``, a bundle of a tiny backbone."""
     monkeypatch.chdir(tmp_path)
-    fit(embed(photos, tiny_backbone, output="store"), "centroid").save("head")
+    fit(
+        embed(photos, tiny_backbone, output="store"), "centroid", cv=2, check=False, tune=False
+    ).save("head")
     bundle("head", "small.onnx", model=tiny_backbone)
     return tmp_path
 
@@ -67,12 +69,14 @@ def test_the_same_as_featpipe(
 ) -> None:
     """On photographs of clothes, with the built-in backbone, rows are those of `score`."""
     monkeypatch.chdir(tmp_path)
-    fit(embed(photos, output="store"), "ridge").save("head")
-    bundle("head", "classifier.onnx")
+    fit(embed(photos, output="store", device="cpu"), "ridge", cv=2, check=False, tune=False).save(
+        "head"
+    )
+    bundle("head", "classifier.onnx", images=photos / "living")
     (tmp_path / "new").mkdir()
     for path in sorted((shared / "datasets/clothing_small/test").glob("*/*.jpg"))[::20]:
         shutil.copy(path, tmp_path / "new" / path.name)
-    score("new", "head", output="expected.csv")
+    score("new", "head", output="expected.csv", device="cpu")
     done = serve("classifier.onnx", "new")
     assert (done.returncode, done.stderr) == (0, "")
     expected = rows_of((tmp_path / "expected.csv").read_text())

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from featpipe.inspection.peaks import peak_of
 from featpipe.types import Pixels
 
 Floats = NDArray[np.float64]
@@ -113,9 +114,9 @@ def layer(values: Floats, limit: float, side: int) -> Image.Image:
         _outline(rgba, large >= OUTLINE * most)
     picture = Image.fromarray(rgba)
     if matters:
-        row, column = np.unravel_index(int(values.argmax()), values.shape)
-        middle = (np.array([column, row]) + 0.5) * side / np.array(values.shape[::-1])
-        _cross(picture, (float(middle[0]), float(middle[1])), max(3.0, side / 40))
+        row, column = peak_of(values)
+        middle = column * side / values.shape[1], row * side / values.shape[0]
+        _cross(picture, middle, max(3.0, side / 40))
     return picture
 
 

@@ -45,7 +45,8 @@ class ClassMap:
     values : ndarray of float64, (h, w)
         Positive where the picture speaks for the class.
     peak : (float, float)
-        Middle of the largest value, x and y, in pixels of the original picture, upright.
+        Where it is largest, x and y, in pixels of the original picture, upright; see
+        `featpipe.inspection.peaks.peak_of`.
     """
 
     label: str

@@ -19,6 +19,7 @@ from featpipe.heads import Head, load_head, newest_head
 from featpipe.images import Box, Decoded, crop_box, decode_image
 from featpipe.inspection.looking import Looker, Sight
 from featpipe.inspection.nearest import N_NEAREST
+from featpipe.inspection.peaks import peak_of
 from featpipe.inspection.records import ClassMap, Explained, Explanation, Seen
 from featpipe.inspection.training_images import TrainingImages
 from featpipe.scoring.predict import backbone_of
@@ -229,7 +230,7 @@ def class_map(head: Head, sight: Sight, at: int, box: Box) -> ClassMap:
     """Return one of the maps of a sight as a record; ``box`` is the part of the picture seen."""
     k = int(sight.classes[at])
     values = sight.values[at]
-    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    row, column = peak_of(values)
     left, top, right, bottom = box
     return ClassMap(
         label=head.classes[k],
@@ -238,7 +239,7 @@ def class_map(head: Head, sight: Sight, at: int, box: Box) -> ClassMap:
         bias=None if sight.bias is None else float(sight.bias[at]),
         values=values,
         peak=(
-            float(left + (column + 0.5) * (right - left) / values.shape[1]),
-            float(top + (row + 0.5) * (bottom - top) / values.shape[0]),
+            left + column * (right - left) / values.shape[1],
+            top + row * (bottom - top) / values.shape[0],
         ),
     )

@@ -37,7 +37,7 @@ _SUFFIXES = (".png", ".html", ".htm")
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A .png picture, a row an image, or a .html page that opens offline.",
+    help="A .png picture, a row an image, 50 at most, or a .html page that opens offline, 500.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print maps and figures as JSON.")
 @click.option(
@@ -81,8 +81,11 @@ def explain(
     is a line that says why, and the exit code is 3 then.
     """
     from featpipe.inspection import explain as run_explain
+    from featpipe.inspection.picture import MOST_ROWS
+    from featpipe.inspection.run import MOST_IMAGES
 
     _check_name(output)
+    is_picture = output is not None and output.suffix.lower() == ".png"
     with progress_display(quiet=as_json) as progress:
         found = run_explain(
             images[0] if len(images) == 1 else images,
@@ -91,6 +94,7 @@ def explain(
             model=model,
             progress=progress,
             n_nearest=nearest,
+            most=MOST_ROWS if is_picture else MOST_IMAGES,
             device=device,
             precision=precision,
             batch_size=batch_size,

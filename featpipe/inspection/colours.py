@@ -49,7 +49,7 @@ _TO_RGB = np.array(
 )
 _MIDDLE = (0.95, 0.0, 0.0)
 _LIGHTNESS, _CHROMA = 0.69, 0.15
-_BLUE, _ORANGE = 255.0, 53.0
+BLUE, ORANGE = 255.0, 53.0
 
 
 def oklab_to_rgb(colours: Floats) -> Floats:
@@ -66,7 +66,7 @@ def oklab_to_rgb(colours: Floats) -> Floats:
 def scale() -> Pixels:
     """Return the colours of the scale, (255, 3) uint8: from -1 through 0 to 1."""
     at = np.linspace(-1, 1, STEPS)
-    ends = np.array([_end(_BLUE), _end(_ORANGE)])
+    ends = np.array([end(BLUE), end(ORANGE)])
     middle = np.array(_MIDDLE)
     lab = middle + np.abs(at)[:, None] * (ends[(at > 0).astype(int)] - middle)
     found: Pixels = np.round(255 * oklab_to_rgb(lab)).clip(0, 255).astype(np.uint8)
@@ -74,7 +74,8 @@ def scale() -> Pixels:
     return found
 
 
-def _end(hue: float) -> tuple[float, float, float]:
+def end(hue: float) -> tuple[float, float, float]:
+    """Return an end of the scale, L, a, b, by its hue in degrees."""
     angle = np.radians(hue)
     return _LIGHTNESS, float(_CHROMA * np.cos(angle)), float(_CHROMA * np.sin(angle))
 

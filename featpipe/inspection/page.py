@@ -17,7 +17,7 @@ from featpipe.inspection.words import signed, sum_words
 from featpipe.pages import data_url, page_environment, percent
 
 _SIDE = 224
-_QUALITY, _LAYER_QUALITY = 80, 60
+_QUALITY, _NEAR_QUALITY = 80, 72
 
 
 def write_page(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
@@ -82,7 +82,9 @@ def _image(image: Explained) -> dict[str, Any]:
                 "path": printable(near.path),
                 "label": printable(near.label),
                 "cosine": f"{near.cosine:.2f}",
-                "picture": None if near.pixels is None else data_url(_square(near.pixels), 72),
+                "picture": None
+                if near.pixels is None
+                else data_url(_square(near.pixels), _NEAR_QUALITY),
             }
             for near in seen.nearest
         ],
@@ -91,12 +93,13 @@ def _image(image: Explained) -> dict[str, Any]:
 
 def _map(seen: Seen, shown: ClassMap) -> dict[str, Any]:
     x, y = shown.peak
+    over = colours.layer(shown.values, seen.limit, _SIDE)
     return {
         "label": printable(shown.label),
         "probability": percent(shown.probability),
         "sum": sum_words(shown),
         "words": f"map for {printable(shown.label)}, its maximum at x {x:.0f}, y {y:.0f}",
-        "layer": data_url(colours.layer(shown.values, seen.limit, _SIDE), _LAYER_QUALITY),
+        "picture": data_url(colours.laid_over(seen.pixels, over), _QUALITY),
     }
 
 

@@ -40,6 +40,7 @@ class ExplainOptions:
     """What `explain` may be asked for beside images, head and store; see there."""
 
     n_nearest: int = N_NEAREST
+    most: int = MOST_IMAGES
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
@@ -49,6 +50,8 @@ class ExplainOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.n_nearest <= 10:
             raise ValueError(f"n_nearest must lie between 0 and 10, not {self.n_nearest}")
+        if not 1 <= self.most <= MOST_IMAGES:
+            raise ValueError(f"most must lie between 1 and {MOST_IMAGES}, not {self.most}")
 
 
 def explain(
@@ -79,8 +82,9 @@ def explain(
     progress : callable, optional
         Called with a `Progress` now and then.
     **options
-        ``n_nearest`` (training images beside each; 3), ``device``, ``precision``, ``workers``,
-        ``batch_size``, ``models_dir``, as in `featpipe.score`.
+        ``n_nearest`` (training images beside each; 3), ``most`` (refuse more images than this),
+        ``device``, ``precision``, ``workers``, ``batch_size``, ``models_dir``, as in
+        `featpipe.score`.
 
     Returns
     -------
@@ -111,7 +115,7 @@ def explain(
     loaded = head if isinstance(head, Head) else load_head(newest_head() if head is None else head)
     backbone = backbone_of(loaded, model, asked.models_dir)
     source = open_source(images)
-    refs = _listed(source)
+    refs = _listed(source, asked.most)
     training = TrainingImages.of(loaded, store) if asked.n_nearest else ""
     session = backbone.open_session(asked.device, asked.precision)
     run = _Run(source, loaded, backbone.card.resize, training, asked)
@@ -132,14 +136,13 @@ def explain(
     )
 
 
-def _listed(source: Source) -> list[ImageRef]:
-    refs = list(islice(source, MOST_IMAGES + 1))
+def _listed(source: Source, most: int) -> list[ImageRef]:
+    refs = list(islice(source, most + 1))
     if not refs:
         raise SourceError(source.nothing_found())
-    if len(refs) > MOST_IMAGES:
+    if len(refs) > most:
         raise FeatpipeError(
-            f"there are more than {MOST_IMAGES} images to explain, and all are kept in memory: "
-            "name some of them"
+            f"there are more than {most} images to explain at once: name some of them"
         )
     return refs
 

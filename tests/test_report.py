@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 from dataclasses import replace
@@ -23,6 +25,7 @@ from featpipe.errors import FeatpipeError, FingerprintError, HeadError, LabelErr
 from featpipe.report import charts, write_report
 from featpipe.report.contents import gather
 from featpipe.report.map import embedding_map
+from featpipe.report.maps import mistake_maps
 from featpipe.report.pictures import COLUMNS, SPRITE, sprite_sheet
 from featpipe.store import EmbeddingStore
 from featpipe.training import FitOptions, fit, train
@@ -498,16 +501,13 @@ def test_the_sheet_holds_every_image_in_its_place(
     photos: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     """Each square is its own image, as far as compression lets it be."""
-    import base64
-    import io
-
     store = embed(photos, tiny_backbone, output=tmp_path / "store")
     rows = list(range(len(store)))
     sheet = sprite_sheet(store, rows)
     assert sheet is not None
     url, there = sheet
     assert all(there)
-    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+    image = opened(url)
     assert image.size == (SPRITE * len(rows), SPRITE)
     for at, row in enumerate(rows):
         with Image.open(photos / store.paths[row]) as original:
@@ -532,3 +532,46 @@ def test_the_map_is_that_of_the_vectors(tmp_path: Path) -> None:
     assert found.places.max() == 1
     between = abs(found.places[:30, 0].mean() - found.places[30:, 0].mean())
     assert between > 4 * found.places[:30, 0].std()
+
+
+def test_mistakes_have_maps(hymenoptera: Path) -> None:
+    """Beside each stands what speaks for what the head said, and for the label; the method, too."""
+    page = read(hymenoptera / "report.html")
+    head, store = load_head(hymenoptera / "head"), EmbeddingStore.open(hymenoptera / "store")
+    contents = gather(head, store)
+    maps = [image["alt"] for image in page.of("img") if image["alt"].startswith("what speaks for")]
+    wanted = [
+        f"what speaks for {head.classes[k]} in {store.paths[mistake.row]}"
+        for mistake in contents.mistakes
+        for k in (mistake.predicted, mistake.given)
+    ]
+    assert maps == wanted
+    assert "orange for and blue against, by activation map (exact: its cells" in page.text
+    assert "Without maps" not in page.text
+    found = mistake_maps(head, store, contents.mistakes)
+    assert set(found.pairs) == {mistake.row for mistake in contents.mistakes}
+    # Of two classes one map is the other with its sign turned: what is orange is blue.
+    for first, second in found.pairs.values():
+        warm = [np.asarray(opened(url), dtype=int) @ [1, 0, -1] for url in (first, second)]
+        assert np.corrcoef(warm[0].ravel(), warm[1].ravel())[0, 1] < -0.5
+
+
+def opened(url: str) -> Image.Image:
+    data = base64.b64decode(url.partition(",")[2])
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def test_a_report_without_its_backbone(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is exported for a picture: one sentence says why there are no maps."""
+    store = embed(photos, tiny_backbone, output=tmp_path / "store")
+    head = fit(store, "centroid", cv=2, check=False)
+    page = read(write_report(head, store, tmp_path / "without.html"))
+    assert "Its worst mistakes" in page.text
+    assert "Without maps of what the head looks at: there is no backbone 'tiny'" in page.text
+    monkeypatch.setenv("FEATPIPE_MODELS", str(tiny_backbone.parent))
+    page = read(write_report(head, store, tmp_path / "with.html"))
+    assert "Without maps" not in page.text
+    assert "by occlusion (a cell is what the log-odds" in page.text
+    assert "These maps are of the head that was saved, which has learnt on the images" in page.text

@@ -145,7 +145,7 @@ def fit_conformal(probabilities: Floats, y: Ints) -> Conformal:
     )
 
 
-def within(probabilities: Floats, limits: Floats) -> Bools:
+def within(probabilities: NDArray[np.floating], limits: NDArray[np.floating]) -> Bools:
     """Tell which labels belong to the sets, (n, K), by the limits of `Conformal.limits`."""
     found: Bools = 1 - np.asarray(probabilities, dtype=np.float64) <= limits
     return found

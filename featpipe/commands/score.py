@@ -75,6 +75,19 @@ def _number(_context: click.Context, _option: click.Parameter, value: float | No
     help="An image that is stranger than all but this share of known ones, such as 0.01, gets no "
     "label, and the status 'unknown'.",
 )
+@click.option(
+    "--conformal",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    callback=_number,
+    metavar="P",
+    help="Add a set of labels to each row: of images like those of training, this share of the "
+    "sets, such as 0.9, holds the true label.",
+)
+@click.option(
+    "--conformal-per-class",
+    is_flag=True,
+    help="Keep the promise of --conformal in each class, not over all images together.",
+)
 @device_options
 @debug_option
 def score(
@@ -87,6 +100,8 @@ def score(
     top_k: int,
     threshold: float | None,
     reject: float | None,
+    conformal: float | None,
+    conformal_per_class: bool,
     device: str,
     precision: str,
     batch_size: int | None,
@@ -106,6 +121,10 @@ def score(
         format_of(output, form)
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="'-o' / '--output'") from exc
+    if conformal_per_class and conformal is None:
+        raise click.UsageError(
+            "--conformal-per-class says how --conformal is meant: give that, too"
+        )
     with progress_display(quiet=output == "-") as progress:
         summary = run_score(
             source,
@@ -117,6 +136,8 @@ def score(
             top_k=top_k,
             threshold=threshold,
             reject=reject,
+            conformal=conformal,
+            conformal_per_class=conformal_per_class,
             device=device,
             precision=precision,
             batch_size=batch_size,

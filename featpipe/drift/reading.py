@@ -119,8 +119,8 @@ class _Tally:
             notes.append(f"{self._failed:,} images failed and are left out")
         if self._withheld:
             notes.append(
-                f"{self._withheld:,} labels are withheld, so that the rates of classes say nothing: "
-                "score with --top-k 1"
+                f"{self._withheld:,} labels are withheld, and without them the rates of classes say "
+                "nothing: score with --top-k 1"
             )
         return Observed(
             name=self._name,

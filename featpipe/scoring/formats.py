@@ -6,12 +6,16 @@ cell. A cell that a spreadsheet could take for a formula gets a leading ``'`` (s
 `featpipe._files.guard_cell`). JSON lines and Parquet have the same fields with nulls, text as
 it is, and one list ``top`` of ``{label, probability}``.
 
+Where sets of labels were asked for, ``label_set`` comes last: a list, in CSV one cell in which
+``|`` stands between the labels, and ``\|`` and ``\\`` for what a label has of these itself.
+
 In all three a path is escaped as in a store: a byte that is not UTF-8 stands as ``\xNN``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +30,7 @@ WriteRows: TypeAlias = Callable[[Sequence[Prediction]], None]
 
 _TEXTS, _NUMBERS = ("path", "status", "reason", "label"), ("probability", "ood_p")
 _COLUMNS = (*_TEXTS, *_NUMBERS)
+_SET = "label_set"
 _QUOTED = frozenset('",;\t\r\n')
 
 
@@ -58,34 +63,38 @@ def format_of(output: str, asked: str | None = None) -> Format:
 
 
 @contextmanager
-def row_writer(file: IO[bytes], form: Format, top_k: int) -> Iterator[WriteRows]:
+def row_writer(
+    file: IO[bytes], form: Format, top_k: int, *, sets: bool = False
+) -> Iterator[WriteRows]:
     """Yield a function that writes rows to ``file``; the file is whole when the block ends.
 
     Parameters
     ----------
     top_k : int
         The number of top classes that every answered row has.
+    sets : bool
+        Whether rows have sets of labels.
     """
     if form == "parquet":
-        with _parquet_writer(file) as write:
+        with _parquet_writer(file, sets=sets) as write:
             yield write
         return
     if form == "csv":
-        file.write(_csv_line(_csv_header(top_k)))
+        file.write(_csv_line(_csv_header(top_k, sets=sets)))
     line = _jsonl_row if form == "jsonl" else _csv_row
 
     def write_lines(rows: Sequence[Prediction]) -> None:
-        file.write(b"".join(line(row, top_k) for row in rows))
+        file.write(b"".join(line(row, top_k, sets) for row in rows))
 
     yield write_lines
 
 
-def _csv_header(top_k: int) -> list[str]:
+def _csv_header(top_k: int, *, sets: bool) -> list[str]:
     tops = [(f"top{i}_label", f"top{i}_probability") for i in range(1, top_k + 1)]
-    return [*_COLUMNS, *(name for pair in tops for name in pair)]
+    return [*_COLUMNS, *(name for pair in tops for name in pair), *([_SET] if sets else [])]
 
 
-def _csv_row(row: Prediction, top_k: int) -> bytes:
+def _csv_row(row: Prediction, top_k: int, sets: bool) -> bytes:
     cells = [
         guard_cell(escape_path(row.path)),
         row.status,
@@ -97,7 +106,28 @@ def _csv_row(row: Prediction, top_k: int) -> bytes:
     for label, probability in row.top:
         cells += [guard_cell(label), _number(probability)]
     cells += [""] * (len(_COLUMNS) + 2 * top_k - len(cells))
+    if sets:
+        cells.append(guard_cell(joined(row.label_set or ())))
     return _csv_line(cells)
+
+
+def joined(labels: Sequence[str]) -> str:
+    r"""Write labels into one cell; `split` undoes it. A store has no empty label.
+
+    >>> joined(["ant", "a|b"])
+    'ant|a\\|b'
+    """
+    return "|".join(label.replace("\\", r"\\").replace("|", r"\|") for label in labels)
+
+
+def split(cell: str) -> tuple[str, ...]:
+    r"""Return the labels of a cell that `joined` has written.
+
+    >>> split(r"ant|a\|b"), split("")
+    (('ant', 'a|b'), ())
+    """
+    parts = re.findall(r"(?:\\.|[^|\\])+", cell, re.DOTALL)
+    return tuple(re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts)
 
 
 def _csv_line(cells: Sequence[str]) -> bytes:
@@ -117,14 +147,15 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
 
 
-def _jsonl_row(row: Prediction, top_k: int) -> bytes:
-    value = _fields(row)
+def _jsonl_row(row: Prediction, top_k: int, sets: bool) -> bytes:
+    value = _fields(row, sets=sets)
     if not top_k:
         del value["top"]
     return _encoded(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _fields(row: Prediction) -> dict[str, Any]:
+def _fields(row: Prediction, *, sets: bool) -> dict[str, Any]:
+    found = None if row.label_set is None else list(row.label_set)
     return {
         "path": escape_path(row.path),
         "status": row.status,
@@ -133,6 +164,7 @@ def _fields(row: Prediction) -> dict[str, Any]:
         "probability": row.probability,
         "ood_p": row.ood_p,
         "top": [{"label": label, "probability": p} for label, p in row.top],
+        **({_SET: found} if sets else {}),
     }
 
 
@@ -142,19 +174,22 @@ def _encoded(text: str) -> bytes:
 
 
 @contextmanager
-def _parquet_writer(file: IO[bytes]) -> Iterator[WriteRows]:
+def _parquet_writer(file: IO[bytes], *, sets: bool) -> Iterator[WriteRows]:
     import pyarrow as pa  # noqa: PLC0415 - the other formats need none of it
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     entry = pa.struct([("label", pa.string()), ("probability", pa.float64())])
     texts = [pa.field(name, pa.string()) for name in _TEXTS]
     numbers = [pa.field(name, pa.float64()) for name in _NUMBERS]
-    schema = pa.schema([*texts, *numbers, pa.field("top", pa.list_(entry))])
+    lists = [pa.field("top", pa.list_(entry))]
+    if sets:
+        lists.append(pa.field(_SET, pa.list_(pa.string())))
+    schema = pa.schema([*texts, *numbers, *lists])
     with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
 
         def write(rows: Sequence[Prediction]) -> None:
             # Through JSON's rules for text: a lone surrogate is no UTF-8 and would be refused.
-            columns = [_valid(_fields(row)) for row in rows]
+            columns = [_valid(_fields(row, sets=sets)) for row in rows]
             parquet.write_table(pa.Table.from_pylist(columns, schema=schema))
 
         yield write

@@ -40,6 +40,7 @@ class Identity:
     top_k: int
     threshold: float | None
     reject: float | None = None
+    conformal: str | None = None
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return the names of the fields in which a journal's first line differs."""
@@ -71,6 +72,8 @@ class Journal:
     path : Path
     counts : Counter
         Rows by status.
+    sizes : Counter
+        Of those that were taken over, sets of labels by their size.
     resumed : int
         Rows taken over from an interrupted run.
     notes : list of str
@@ -80,6 +83,7 @@ class Journal:
     def __init__(self, path: Path, identity: Identity, file: IO[bytes]) -> None:
         self.path, self._identity, self._file = path, identity, file
         self.counts: Counter[str] = Counter()
+        self.sizes: Counter[int] = Counter()
         self.resumed = 0
         self.notes: list[str] = []
         self._synced = time.monotonic()
@@ -121,6 +125,7 @@ class Journal:
         listing = iter(refs)
         held: list[ImageRef] = []
         statuses: Counter[str] = Counter()
+        sizes: Counter[int] = Counter()
         end = self._start
         for row in islice(self._rows(), self._readable_rows()):
             ref = next(listing, None)
@@ -130,9 +135,10 @@ class Journal:
             if not row.is_of(ref):
                 break
             statuses[row.prediction.status] += 1
+            sizes.update(row.prediction.set_size)
             if len(held) == step:
-                self.counts += statuses
-                end, held, statuses = row.end, [], Counter()
+                self.counts, self.sizes = self.counts + statuses, self.sizes + sizes
+                end, held, statuses, sizes = row.end, [], Counter(), Counter()
         self._cut(end)
         self.resumed = self.counts.total()
         return chain(held, listing)
@@ -260,12 +266,17 @@ def _parsed_row(line: bytes, end: int) -> _Row | None:
             top=tuple((_as(str, label), _as(float, number)) for label, number in value["top"]),
             # A journal of a former featpipe has none.
             ood_p=_as(float, value.get("ood_p"), or_none=True),
+            label_set=_labels(value.get("label_set")),
         )
         if prediction.status not in STATUSES:
             return None
         return _Row(value["size"], value["mtime_ns"], prediction, end)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _labels(value: Any) -> tuple[str, ...] | None:
+    return None if value is None else tuple(_as(str, label) for label in _as(list, value))
 
 
 def _as(kind: type, value: Any, *, or_none: bool = False) -> Any:

@@ -30,6 +30,8 @@ class Target:
         What the person called it.
     counts : Counter
         Rows by status that were there before the run.
+    sizes : Counter
+        Of these, those with a set of labels, by the number of its labels.
     notes : list of str
         What a person should know.
     predictions : list of Prediction
@@ -40,6 +42,7 @@ class Target:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.sizes: Counter[int] = Counter()
         self.notes: list[str] = []
         self.predictions: list[Prediction] = []
 
@@ -69,15 +72,18 @@ class _Stdout(Target):
 
 
 class _File(Target):
-    def __init__(self, path: Path, form: Format, top_k: int, journal: Journal) -> None:
+    def __init__(
+        self, path: Path, form: Format, top_k: int, journal: Journal, *, sets: bool
+    ) -> None:
         super().__init__()
+        self._sets = sets
         self.name = str(path)
         self._path, self._form, self._top_k, self._journal = path, form, top_k, journal
         self.notes = journal.notes
 
     def resume(self, refs: Iterable[ImageRef], step: int) -> Iterator[ImageRef]:
         rest = self._journal.take_over(refs, step)
-        self.counts = Counter(self._journal.counts)
+        self.counts, self.sizes = Counter(self._journal.counts), Counter(self._journal.sizes)
         return rest
 
     def take(self, refs: Sequence[ImageRef], rows: Sequence[Prediction]) -> None:
@@ -88,7 +94,7 @@ class _File(Target):
         rows = self._journal.predictions()
         with (
             atomic_file(self._path) as file,
-            row_writer(file, self._form, self._top_k) as write,
+            row_writer(file, self._form, self._top_k, sets=self._sets) as write,
         ):
             while some := tuple(islice(rows, _ROWS_AT_ONCE)):
                 write(some)
@@ -112,7 +118,7 @@ def open_target(
     elif output == STDOUT:
         with _stdout_errors():
             file = sys.stdout.buffer
-            with row_writer(file, form, top_k) as write:
+            with row_writer(file, form, top_k, sets=identity.conformal is not None) as write:
                 file.flush()
                 yield _Stdout(write, file)
     else:
@@ -130,7 +136,7 @@ def _open_file(path: Path, form: Format, top_k: int, identity: Identity) -> Iter
     partial = path.with_name(path.name + ".partial")
     with lock(path.with_name(f".{path.name}.lock"), what=str(path), remove=True):
         with Journal.opened(partial, identity) as journal:
-            target = _File(path, form, top_k, journal)
+            target = _File(path, form, top_k, journal, sets=identity.conformal is not None)
             yield target
             target.finish()
         partial.unlink()

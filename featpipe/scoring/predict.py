@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -21,6 +21,7 @@ from featpipe.scoring.prediction import (
     Prediction,
     decide,
     failed_prediction,
+    set_of,
     unscorable_prediction,
 )
 from featpipe.sources import Source
@@ -52,12 +53,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How probabilities become rows: the head's classes, and what was asked for."""
+    """How probabilities become rows: the head's classes, and what was asked for.
+
+    With ``limits``, (K,), every row has a set of labels.
+    """
 
     classes: tuple[str, ...]
     top_k: int
     threshold: float | None
     reject: float | None = None
+    limits: NDArray[np.float64] | None = None
 
 
 def backbone_of(
@@ -173,7 +178,7 @@ def _row(
     if found is None:
         return unscorable_prediction(ref.path)
     probabilities, ood_p = next(found)
-    return decide(
+    row = decide(
         ref.path,
         probabilities,
         rule.classes,
@@ -182,3 +187,6 @@ def _row(
         ood_p=ood_p,
         reject=rule.reject,
     )
+    if rule.limits is None:
+        return row
+    return replace(row, label_set=set_of(probabilities, rule.classes, rule.limits))

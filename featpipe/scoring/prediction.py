@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.conformal import within
 from featpipe.types import Failure
 
 PredictionStatus: TypeAlias = Literal[
@@ -45,6 +46,8 @@ class Prediction:
     ood_p : float or None
         Share of known images that look as strange as this one; six decimals. None where the head
         cannot tell.
+    label_set : tuple of str, or None
+        Labels that the image may have, best first, where sets were asked for.
     """
 
     path: str
@@ -54,6 +57,12 @@ class Prediction:
     probability: float | None = None
     top: tuple[tuple[str, float], ...] = ()
     ood_p: float | None = None
+    label_set: tuple[str, ...] | None = None
+
+    @property
+    def set_size(self) -> tuple[int, ...]:
+        """How many labels the set has, for a counter: nothing where there is no set."""
+        return () if self.label_set is None else (len(self.label_set),)
 
     @property
     def failed(self) -> bool:
@@ -112,6 +121,24 @@ def decide(
         reason = f"the best probability is below the threshold {threshold:g}"
         return Prediction(path, "uncertain", reason, None, shown, top, strange)
     return Prediction(path, "ok", None, classes[best], shown, top, strange)
+
+
+def set_of(
+    probabilities: NDArray[np.floating], classes: Sequence[str], limits: NDArray[np.floating]
+) -> tuple[str, ...]:
+    """Return the labels that are no stranger than their limits, best first; there may be none.
+
+    Parameters
+    ----------
+    limits : ndarray of float, (n_classes,)
+        As `featpipe.conformal.Conformal.limits` gives them.
+
+    >>> set_of(np.array([0.25, 0.7, 0.05]), ["ant", "bee", "cat"], np.full(3, 0.8))
+    ('bee', 'ant')
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    inside = within(probabilities, limits)
+    return tuple(classes[i] for i in order if inside[i])
 
 
 def _rounded(probability: float | np.floating) -> float:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -27,6 +27,7 @@ from featpipe.scoring.journal import Identity
 from featpipe.scoring.output import open_target
 from featpipe.scoring.predict import Batch, Rule, backbone_of, predict
 from featpipe.scoring.prediction import ANSWERED, Prediction
+from featpipe.scoring.sets import Sets, said
 from featpipe.sources import Source, SourceLike, open_source
 from featpipe.types import ImageRef, Progress, ProgressCallback
 
@@ -51,6 +52,8 @@ class ScoreOptions:
     workers: int | None = None
     max_failures: int | None = None
     models_dir: str | os.PathLike[str] | None = None
+    conformal: float | None = None
+    conformal_per_class: bool = False
 
     def __post_init__(self) -> None:
         if self.top_k < 0:
@@ -59,6 +62,8 @@ class ScoreOptions:
             raise ValueError(f"threshold must lie between 0 and 1, not {self.threshold:g}")
         if self.reject is not None and not 0 <= self.reject <= 1:
             raise ValueError(f"reject must lie between 0 and 1, not {self.reject:g}")
+        if self.conformal_per_class and self.conformal is None:
+            raise ValueError("conformal_per_class says how conformal is meant: give that, too")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,8 @@ class ScoreSummary:
         All rows where no output was given; empty otherwise, for memory's sake.
     notes : tuple of str
         What a person should know, a sentence each.
+    set_sizes : mapping
+        Where sets of labels were asked for: how many have 0, 1, 2 … labels.
     """
 
     output: str | None
@@ -97,6 +104,7 @@ class ScoreSummary:
     predictions: tuple[Prediction, ...] = ()
     notes: tuple[str, ...] = ()
     unknown: int = 0
+    set_sizes: Mapping[int, int] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -115,7 +123,8 @@ class ScoreSummary:
         taken = f", {self.resumed} taken over from an interrupted run" if self.resumed else ""
         where = "" if self.output is None else f" → {self.output}"
         shown = ", ".join(c for c in counts if not c.startswith("0 ")) or "none"
-        return f"{self.images} images: {shown}{taken}; {self.seconds:.1f} s{rate}{where}"
+        sets = "" if self.set_sizes is None else f"; sets: {said(Counter(self.set_sizes))}"
+        return f"{self.images} images: {shown}{taken}{sets}; {self.seconds:.1f} s{rate}{where}"
 
 
 def score(
@@ -153,7 +162,9 @@ def score(
         ``top_k`` (list the so many best classes), ``threshold`` (below this probability the
         label is withheld and the status is ``uncertain``), ``reject`` (where fewer known images
         than this share look as strange, the label is withheld and the status is ``unknown``; see
-        `Head.ood_p_values`), ``device``, ``precision``,
+        `Head.ood_p_values`), ``conformal`` (a coverage: each row has a set of labels, so many of
+        which hold the true one; see `Head.predict_sets`) and ``conformal_per_class`` (in each
+        class), ``device``, ``precision``,
         ``workers`` (as in `featpipe.embed`), ``batch_size`` (images a call of backbone and
         head: rows leave batch by batch), ``max_failures``, ``models_dir`` (a folder of
         backbones, before all others).
@@ -167,7 +178,7 @@ def score(
     FingerprintError
         When the head was fitted on another backbone's vectors; both are named.
     HeadError
-        When the head is none, or ``reject`` is more than it can tell.
+        When the head is none, ``reject`` is more than it can tell, or it knows no sets.
     SourceError, BackboneError, DeviceError, LockedError, WriteError
         What was finished before is kept, whatever is raised.
     TooManyFailuresError
@@ -218,6 +229,7 @@ class _Setup:
     head: Head
     backbone: Backbone
     session: Session
+    sets: Sets | None
 
     @classmethod
     def of(
@@ -229,10 +241,11 @@ class _Setup:
     ) -> _Setup:
         loaded = _load(head)
         _check_rejecting(loaded, options.reject)
+        sets = Sets.of(loaded, options.conformal, per_class=options.conformal_per_class)
         backbone = backbone_of(loaded, model, options.models_dir)
         opened = open_source(source)
         session = backbone.open_session(options.device, options.precision)
-        return cls(opened, loaded, backbone, session)
+        return cls(opened, loaded, backbone, session, sets)
 
 
 def _load(head: Head | str | os.PathLike[str] | None) -> Head:
@@ -263,8 +276,10 @@ class _Run:
         self._setup, self._options, self._progress = setup, options, progress
         classes = tuple(str(name) for name in setup.head.classes_)
         top_k = min(options.top_k, len(classes))
-        self._rule = Rule(classes, top_k, options.threshold, options.reject)
+        limits = None if setup.sets is None else setup.sets.limits
+        self._rule = Rule(classes, top_k, options.threshold, options.reject, limits)
         self._counts: Counter[str] = Counter()
+        self._sizes: Counter[int] = Counter()
         self._failures: list[Prediction] = []
 
     def into(self, output: str | None, form: Format) -> ScoreSummary:
@@ -275,6 +290,7 @@ class _Run:
         with open_target(output, form, self._rule.top_k, self._identity()) as target:
             rest = target.resume(listed, step)
             self._counts.update(target.counts)
+            self._sizes.update(target.sizes)
             if resumed := self._counts.total():
                 _log.info("%d rows are taken over from an interrupted run", resumed)
             with closing(self.batches(rest)) as batches:
@@ -293,8 +309,13 @@ class _Run:
             device=setup.session.why,
             failures=tuple(self._failures),
             predictions=tuple(target.predictions),
-            notes=(*target.notes, *setup.source.notes),
+            notes=(*self._notes(), *target.notes, *setup.source.notes),
+            set_sizes=None if setup.sets is None else dict(sorted(self._sizes.items())),
         )
+
+    def _notes(self) -> Iterator[str]:
+        if self._setup.sets is not None and self._setup.sets.note is not None:
+            yield self._setup.sets.note
 
     def listed(self) -> Iterator[ImageRef]:
         """List the source; refuse an empty one before anything is written."""
@@ -339,6 +360,7 @@ class _Run:
 
     def _count(self, row: Prediction) -> None:
         self._counts[row.status] += 1
+        self._sizes.update(row.set_size)
         if row.failed and len(self._failures) < _SHOWN_FAILURES:
             self._failures.append(row)
 
@@ -366,4 +388,5 @@ class _Run:
             top_k=self._rule.top_k,
             threshold=options.threshold,
             reject=options.reject,
+            conformal=None if setup.sets is None else setup.sets.identity,
         )

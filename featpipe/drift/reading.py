@@ -119,7 +119,7 @@ class _Tally:
             notes.append(f"{self._failed:,} images failed and are left out")
         if self._withheld:
             notes.append(
-                f"{self._withheld:,} labels are withheld, and without them the rates of classes say "
+                f"{self._withheld:,} labels are withheld, and without them rates of classes say "
                 "nothing: score with --top-k 1"
             )
         return Observed(

@@ -33,7 +33,7 @@ MOST_APART_STRANGE = 5e-3
 _NAMES = ["label", "label_index", "probabilities", EMBEDDING]
 _BATCHES = (2, 3)
 
-Probabilities = NDArray[np.floating[Any]]
+Numbers = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Agreement:
     largest_difference: float
 
     @classmethod
-    def of(cls, expected: Probabilities, found: Probabilities) -> Agreement:
+    def of(cls, expected: Numbers, found: Numbers) -> Agreement:
         """Compare probabilities, (n, K) each."""
         same = int((expected.argmax(axis=1) == found.argmax(axis=1)).sum())
         return cls(len(expected), same, float(np.abs(expected - found).max(initial=0.0)))
@@ -88,12 +88,13 @@ def verify(data: bytes, parts: Parts, pictures: Sequence[Pixels]) -> Agreement:
     vectors = embedded(parts.backbone, ready)
     expected = parts.head.predict_proba(vectors)
     handed = pictures if parts.with_resize else list(ready)
-    found = np.concatenate([_run(session, picture[None], parts) for picture in handed])
-    _check_strangeness(session, handed, vectors, parts)
+    answers = [_run(session, picture[None], parts) for picture in handed]
+    found, strange = (np.concatenate(column) for column in zip(*answers, strict=True))
+    _check_strangeness(strange, vectors, parts)
     # A batch of one size, whatever the sizes of the pictures are.
     for n in _BATCHES:
         several = np.repeat(handed[0][None], n, axis=0)
-        if np.abs(_run(session, several, parts) - found[:1]).max() > MOST_APART:
+        if np.abs(_run(session, several, parts)[0] - found[:1]).max() > MOST_APART:
             raise BundleError(
                 f"the bundle of {parts.card.name} gives a picture other probabilities in a batch "
                 f"of {n}: nothing was written; its backbone mixes the images of a batch"
@@ -101,18 +102,11 @@ def verify(data: bytes, parts: Parts, pictures: Sequence[Pixels]) -> Agreement:
     return Agreement.of(expected, found)
 
 
-def _check_strangeness(
-    session: onnxruntime.InferenceSession,
-    handed: Sequence[Pixels],
-    vectors: Vectors,
-    parts: Parts,
-) -> None:
-    """Raise where the score of how strange a picture is is not featpipe's."""
+def _check_strangeness(found: Numbers, vectors: Vectors, parts: Parts) -> None:
+    """Raise where the scores of how strange pictures are, (n,), are not featpipe's."""
     novelty = parts.head.novelty
     if novelty is None:
         return
-    score = STRANGE[0]
-    found = np.concatenate([session.run([score], {INPUT: some[None]})[0] for some in handed])
     apart = float(np.abs(found - novelty.scores(vectors)).max())
     if apart > MOST_APART_STRANGE:
         raise BundleError(
@@ -140,9 +134,12 @@ def _session(data: bytes, name: str) -> onnxruntime.InferenceSession:
         ) from exc
 
 
-def _run(session: onnxruntime.InferenceSession, images: Pixels, parts: Parts) -> Probabilities:
-    """Return probabilities, (n, K), once labels and positions have been looked at."""
-    labels, positions, found, _ = session.run(_NAMES, {INPUT: images})
+def _run(
+    session: onnxruntime.InferenceSession, images: Pixels, parts: Parts
+) -> tuple[Numbers, Numbers]:
+    """Return probabilities, (n, K), and how strange the pictures are, (n,); look at the labels."""
+    names = [*_NAMES, *(STRANGE[:1] if parts.head.novelty is not None else ())]
+    labels, positions, found, _, *strange = session.run(names, {INPUT: images})
     wanted = found.argmax(axis=1)
     texts = [valid_text(name) for name in parts.head.classes]
     if positions.tolist() != wanted.tolist() or list(labels) != [texts[i] for i in wanted]:
@@ -150,5 +147,4 @@ def _run(session: onnxruntime.InferenceSession, images: Pixels, parts: Parts) ->
             f"the bundle of {parts.card.name} gives labels that are not those of its "
             "probabilities: nothing was written; please report it"
         )
-    probabilities: Probabilities = found
-    return probabilities
+    return found, strange[0] if strange else np.empty(0)

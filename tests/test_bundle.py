@@ -31,15 +31,26 @@ NAMES = ["label", "label_index", "probabilities", "embedding"]
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """Return a folder with photographs of two classes, and a function that fits heads on them."""
-    root = tmp_path_factory.mktemp("bundle")
+    return heads_on(tmp_path_factory.mktemp("bundle"), load_backbone().path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Return the same with a backbone of four convolutions, and its file."""
+    root = tmp_path_factory.mktemp("small")
+    model = build_convnet(root / "convnet.onnx")
+    return (*heads_on(root, model), model)
+
+
+def heads_on(root, model):
     for path in sorted(PHOTOS.glob("*.jpg")):
         folder = root / "photos" / ("living" if path.stem in LIVING else "things")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
-    store = featpipe.embed(root / "photos", output=root / "store", device="cpu")
+    store = featpipe.embed(root / "photos", model=model, output=root / "store", device="cpu")
 
     def of(name, path=None):
-        head = fit(store, name, cv=2, check=False, tune=False)
+        head = fit(store, name, cv=2, check=False, tune=False, baselines=False)
         return head if path is None else head.save(path)
 
     return root, of
@@ -50,15 +61,15 @@ def run(path, images):
     return dict(zip(NAMES, session.run(NAMES, {"images": images}), strict=True))
 
 
-def expected(head, path):
-    backbone = load_backbone()
+def expected(head, path, model=None):
+    backbone = load_backbone(model)
     pixels = decode_image(path.read_bytes(), backbone.card.resize).pixels
     vector = backbone.open_session("cpu").run(pixels[None])
     return head.predict_proba(vector), vector
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_every_head_as_one_file(fitted, tmp_path, name):
+@pytest.mark.parametrize("name", ["logreg", "svm-rbf"])
+def test_photographs_through_the_built_in_backbone(fitted, tmp_path, name):
     """Label, probabilities and embedding of a photograph are those that featpipe gives it."""
     root, of = fitted
     head = of(name)
@@ -76,12 +87,26 @@ def test_every_head_as_one_file(fitted, tmp_path, name):
     assert found["label_index"].tolist() == probabilities.argmax(axis=1).tolist()
 
 
-@pytest.mark.parametrize("name", ["logreg", "knn"])
-def test_how_strange_an_image_is(fitted, tmp_path, name):
-    """Score and p-value are the head's; noise is stranger than what the head was fitted on."""
-    root, of = fitted
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head(small, tmp_path, name):
+    """All seven heads agree, picture by picture and in a batch."""
+    root, of, model = small
     head = of(name)
-    bundle(head, tmp_path / "c.onnx")
+    assert bundle(head, tmp_path / "c.onnx", model=model).agreement.holds
+    paths = sorted((root / "photos").rglob("*.jpg"))[:3]
+    pictures = [whole_picture(path.read_bytes())[:200, :250] for path in paths]
+    found = run(tmp_path / "c.onnx", np.stack(pictures))
+    alone = [run(tmp_path / "c.onnx", picture[None])["label"][0] for picture in pictures]
+    assert found["label"].tolist() == alone
+    assert found["label"].tolist() == head.predict(found["embedding"]).tolist()
+
+
+@pytest.mark.parametrize("name", ["logreg", "knn"])
+def test_how_strange_an_image_is(small, tmp_path, name):
+    """Score and p-value are the head's; noise is stranger than what the head was fitted on."""
+    root, of, model = small
+    head = of(name)
+    bundle(head, tmp_path / "c.onnx", model=model)
     session = onnxruntime.InferenceSession(tmp_path / "c.onnx")
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     photo = whole_picture(min((root / "photos").rglob("*.jpg")).read_bytes())
@@ -91,17 +116,17 @@ def test_how_strange_an_image_is(fitted, tmp_path, name):
         )
         assert np.abs(score - head.ood_scores(vector)).max() < 1e-3
         assert np.abs(p - head.ood_p_values(vector)).max() < 1e-6
-    bundle(replace(head, novelty=None), tmp_path / "former.onnx")
+    bundle(replace(head, novelty=None), tmp_path / "former.onnx", model=model)
     names = [o.name for o in onnxruntime.InferenceSession(tmp_path / "former.onnx").get_outputs()]
     assert names == NAMES
 
 
-def test_a_strangeness_that_differs_is_not_written(fitted, tmp_path, monkeypatch):
+def test_a_strangeness_that_differs_is_not_written(small, tmp_path, monkeypatch):
     """Out-of-distribution scores are compared, too."""
-    _, of = fitted
+    _, of, model = small
     monkeypatch.setattr(verify, "MOST_APART_STRANGE", -1.0)
     with pytest.raises(BundleError) as error:
-        bundle(of("logreg"), tmp_path / "c.onnx")
+        bundle(of("logreg"), tmp_path / "c.onnx", model=model)
     assert "gives other out-of-distribution scores than the head" in str(error.value)
     assert not (tmp_path / "c.onnx").exists()
 
@@ -126,43 +151,42 @@ def test_the_file_needs_nothing_but_standard_operators_and_tells_of_itself(fitte
     assert str(tmp_path) not in first.read_bytes().decode("latin-1")
 
 
-def test_without_resize_the_square_is_taken(fitted, tmp_path):
+def test_without_resize_the_square_is_taken(small, tmp_path):
     """The input is what the backbone reads, and nothing else fits."""
-    root, of = fitted
+    root, of, model = small
     head = of("logreg")
     path = tmp_path / "fixed.onnx"
-    report = bundle(head, path, options=BundleOptions(resize=False))
+    report = bundle(head, path, options=BundleOptions(resize=False), model=model)
     assert report.agreement.holds
-    assert onnxruntime.InferenceSession(path).get_inputs()[0].shape == ["N", 224, 224, 3]
+    assert onnxruntime.InferenceSession(path).get_inputs()[0].shape == ["N", 32, 32, 3]
     photo = min((root / "photos").rglob("*.jpg"))
-    pixels = decode_image(photo.read_bytes(), load_backbone().card.resize).pixels
+    pixels = decode_image(photo.read_bytes(), load_backbone(model).card.resize).pixels
     found = run(path, np.stack([pixels, pixels]))
-    probabilities, _ = expected(head, photo)
+    probabilities, _ = expected(head, photo, model)
     assert np.abs(found["probabilities"] - probabilities).max() < 1e-5
 
 
-def test_half_precision_says_what_it_costs(fitted, tmp_path):
-    """Half the size, verified on its own vectors, and compared with the backbone in fp32."""
-    _, of = fitted
+def test_half_precision_says_what_it_costs(small, tmp_path):
+    """Smaller, verified on its own vectors, and compared with the backbone in fp32."""
+    _, of, model = small
     head = of("logreg")
-    whole = bundle(head, tmp_path / "whole.onnx")
-    half = bundle(head, tmp_path / "half.onnx", options=BundleOptions("fp16"))
-    assert half.size < 0.6 * whole.size
+    whole = bundle(head, tmp_path / "whole.onnx", model=model)
+    half = bundle(head, tmp_path / "half.onnx", model=model, options=BundleOptions("fp16"))
+    assert half.size < whole.size
     assert half.agreement.holds
     assert half.smaller is not None
-    assert half.smaller.labels_equal == half.smaller.images
-    assert 0 < half.smaller.largest_difference < 0.05
+    assert 0 < half.smaller.largest_difference < 0.2
     assert "beside the backbone in fp32: " in str(half)
     assert whole.smaller is None
 
 
-def test_int8_needs_pictures(fitted, tmp_path):
+def test_int8_needs_pictures(small, tmp_path):
     """Where the training images are gone, and none are named, int8 cannot be calibrated."""
-    _, of = fitted
+    _, of, model = small
     head = of("logreg")
     orphan = replace(head, report={**head.report, "data": {**head.report["data"], "store": "gone"}})
     with pytest.raises(SourceError) as error:
-        bundle(orphan, tmp_path / "small.onnx", options=BundleOptions("int8"))
+        bundle(orphan, tmp_path / "small.onnx", options=BundleOptions("int8"), model=model)
     assert str(error.value) == (
         "int8 is calibrated on images, and those that the head was fitted on are not where they "
         "were: give a folder of some with --images"
@@ -188,39 +212,39 @@ def test_int8_of_a_small_backbone(tmp_path, shared):
         assert report.precision == "int8"
 
 
-def test_photographs_that_came_along_stand_in(fitted, tmp_path):
+def test_photographs_that_came_along_stand_in(small, tmp_path):
     """A head whose images are gone is verified on featpipe's own photographs."""
-    _, of = fitted
+    _, of, model = small
     head = of("logreg")
     orphan = replace(head, report={})
-    report = bundle(orphan, tmp_path / "c.onnx")
+    report = bundle(orphan, tmp_path / "c.onnx", model=model)
     assert report.verified_on == "7 photographs that come with featpipe"
     assert draw_pictures(orphan, None).source is None
 
 
-def test_pictures_of_ones_own(fitted, tmp_path):
+def test_pictures_of_ones_own(small, tmp_path):
     """`images` names other pictures; broken ones among them are passed over, none is an error."""
-    _, of = fitted
+    _, of, model = small
     head = of("logreg")
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     with pytest.raises(SourceError) as error:
-        bundle(head, tmp_path / "c.onnx", images=folder)
+        bundle(head, tmp_path / "c.onnx", images=folder, model=model)
     assert str(error.value) == (f"no image in {folder} can be decoded: give others with --images")
     shutil.copy(min(PHOTOS.glob("*.jpg")), folder)
-    report = bundle(head, tmp_path / "c.onnx", images=folder)
+    report = bundle(head, tmp_path / "c.onnx", images=folder, model=model)
     assert report.verified_on == "1 pictures of mine"
 
 
-def test_what_does_not_agree_is_not_written(fitted, tmp_path, monkeypatch):
+def test_what_does_not_agree_is_not_written(small, tmp_path, monkeypatch):
     """A file that is there stays as it was, and the message has the figures."""
-    _, of = fitted
+    _, of, model = small
     path = tmp_path / "c.onnx"
     path.write_bytes(b"former")
     monkeypatch.setattr(verify.Agreement, "of", lambda *_: Agreement(10, 9, 0.5))
     with pytest.raises(BundleError) as error:
-        bundle(of("logreg"), path)
+        bundle(of("logreg"), path, model=model)
     assert str(error.value) == (
         "the bundle of this logreg head does not agree with scikit-learn, pictures of photos: 9 of "
         "10 labels equal, probabilities within 0.5 where all labels and 0.0001 are needed: nothing "
@@ -230,18 +254,18 @@ def test_what_does_not_agree_is_not_written(fitted, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["c.onnx"]
 
 
-def test_64_bits_where_32_do_not_reach(fitted, tmp_path, monkeypatch):
+def test_64_bits_where_32_do_not_reach(small, tmp_path, monkeypatch):
     """The head is written in doubles when floats are too coarse."""
-    _, of = fitted
+    _, of, model = small
     real = verify.Agreement.of
     tried = []
 
-    def strict(expected, found):
+    def strict(expected, found, classes):
         tried.append(len(found))
-        return real(expected, found) if len(tried) > 1 else Agreement(7, 6, 0.5)
+        return real(expected, found, classes) if len(tried) > 1 else Agreement(7, 6, 0.5)
 
     monkeypatch.setattr(verify.Agreement, "of", strict)
-    report = bundle(of("lda"), tmp_path / "c.onnx")
+    report = bundle(of("lda"), tmp_path / "c.onnx", model=model)
     assert report.head_bits == 64
     assert report.agreement.holds
 
@@ -256,20 +280,21 @@ def test_agreement_counts_labels_and_the_largest_difference():
     assert str(Agreement(48, 47, 0.25)) == "47 of 48 labels equal, probabilities within 0.2"
 
 
-def test_a_backbone_of_another_domain_is_refused(fitted, tmp_path):
+def test_a_backbone_of_another_domain_is_refused(small, tmp_path):
     """Operators that few runtimes have keep a bundle from being made."""
-    _, of = fitted
+    _, of, model = small
     head = of("logreg")
-    model = onnx.load(load_backbone().path)
-    model.graph.node.append(
+    foreign = onnx.load(model)
+    foreign.graph.node.append(
         helper.make_node("Gelu", ["embedding"], ["unused"], domain="com.microsoft")
     )
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    parts = Parts(model.SerializeToString(), load_backbone().card, head, True, True, np.float32)
+    foreign.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    card = load_backbone(model).card
+    parts = Parts(foreign.SerializeToString(), card, head, True, True, np.float32)
     with pytest.raises(BundleError) as error:
         assemble(parts)
     assert str(error.value) == (
-        "the backbone efficientnet_lite0 needs operators of the domain com.microsoft, which few "
+        "the backbone convnet needs operators of the domain com.microsoft, which few "
         "runtimes have: nothing was written; export it with standard operators"
     )
 
@@ -285,15 +310,14 @@ def test_old_opsets_are_brought_up(tmp_path, photos, opset):
     assert onnx.load(tmp_path / "c.onnx").opset_import[0].version >= 13
 
 
-def test_too_large_for_one_file(fitted, monkeypatch):
+def test_too_large_for_one_file(small, monkeypatch):
     """More than one file holds is said before anything is run."""
-    _, of = fitted
+    _, of, model = small
     monkeypatch.setattr("featpipe.bundling.assemble._MAX_BYTES", 1000)
-    card = load_backbone().card
-    data = load_backbone().path.read_bytes()
+    card = load_backbone(model).card
     with pytest.raises(BundleError) as error:
-        assemble(Parts(data, card, of("knn"), True, True, np.float32))
-    assert str(error.value).startswith("efficientnet_lite0 and its head need 0.0 GB, more than")
+        assemble(Parts(model.read_bytes(), card, of("knn"), True, True, np.float32))
+    assert str(error.value).startswith("convnet and its head need 0.0 GB, more than")
 
 
 def test_command(fitted, tmp_path, run_cli, monkeypatch):
@@ -315,11 +339,11 @@ def test_command(fitted, tmp_path, run_cli, monkeypatch):
     assert load_head(root / "heads" / "photos-ridge").name == "ridge"
 
 
-def test_command_refuses(fitted, tmp_path, run_cli, monkeypatch):
+def test_command_refuses(small, tmp_path, run_cli, monkeypatch):
     """A name that is no ONNX file, a backbone that is not the head's, a head that is none."""
-    root, of = fitted
+    root, of, model = small
     head = of("centroid", root / "heads" / "photos-centroid")
-    result = run_cli("bundle", head, "-o", tmp_path / "c.bin")
+    result = run_cli("bundle", head, "-o", tmp_path / "c.bin", "--model", model)
     assert (result.code, result.err) == (
         5,
         f"Error: cannot write a bundle to {tmp_path / 'c.bin'}: give a name that ends in .onnx\n",

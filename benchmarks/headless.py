@@ -45,6 +45,8 @@ class Served(ThreadingHTTPServer):
     ----------
     files : dict
         Path on the server to content; goes before folders.
+    links : dict
+        Path on the server to a file.
     asked : list of str
         What was asked for.
     silent : bool
@@ -57,6 +59,7 @@ class Served(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folders, self.isolated = folders, isolated
         self.files: dict[str, bytes] = {}
+        self.links: dict[str, Path] = {}
         self.asked: list[str] = []
         self.silent = False
         self.answers: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -70,6 +73,8 @@ class Served(ThreadingHTTPServer):
         """Return what is at a path."""
         if path in self.files:
             return self.files[path]
+        if path in self.links:
+            return self.links[path].read_bytes()
         fitting = [prefix for prefix in self.folders if path.startswith(prefix)]
         if not fitting:
             return None

@@ -58,6 +58,7 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["rerun.py", "--files", "100000"],
         ["--files", "10000", "--repetitions", "1"],
     ),
+    "bundle": ("Bundles in other runtimes", ["bundle.py"], ["--images", "4"]),
 }
 
 

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for surface in sorted(os.listdir(demo.images / split))[:3]:
             shutil.copytree(demo.images / split / surface, root / "photos" / split / surface)
     shutil.copytree(demo.new, root / "new")
-    foreign_classifier(root / "classifier.onnx")
+    foreign_classifier(root / "foreign.onnx")
     return root
 
 

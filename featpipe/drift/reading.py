@@ -119,8 +119,8 @@ class _Tally:
             notes.append(f"{self._failed:,} images failed and are left out")
         if self._withheld:
             notes.append(
-                f"{self._withheld:,} labels are withheld, and without them rates of classes say "
-                "nothing: score with --top-k 1"
+                f"{self._withheld:,} labels are withheld, and the rates of classes say nothing "
+                "without them: score with --top-k 1"
             )
         return Observed(
             name=self._name,

@@ -56,8 +56,8 @@ class DriftReport:
     left_out : tuple of (test, why)
     notes : tuple of str
         What a person should know, a sentence each.
-    least_images : int
-        With fewer nothing is said.
+    too_few : str
+        Where there are too few images to say anything: a sentence that says so.
     """
 
     head: str
@@ -69,12 +69,12 @@ class DriftReport:
     findings: tuple[Finding, ...]
     left_out: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
-    least_images: int
+    too_few: str = ""
 
     @property
     def drifted(self) -> bool | None:
         """Whether any test alarms; None where there are too few images to tell."""
-        if self.images < self.least_images:
+        if self.too_few:
             return None
         return any(finding.alarm for finding in self.findings)
 
@@ -86,9 +86,7 @@ class DriftReport:
     def __str__(self) -> str:
         many = f"{self.images:,} images of {self.incoming}"
         if self.drifted is None:
-            return (
-                f"Too few images to say anything: {self.images}, and {self.least_images} are needed"
-            )
+            return self.too_few
         if not self.findings:
             return f"Nothing could be compared for the {many}"
         if not self.drifted:

@@ -144,7 +144,8 @@ def _report(sides: _Sides, head: object, skip: Collection[str], alpha: float) ->
     outcomes: dict[str, Outcome] = {}
     left_out: list[tuple[str, str]] = []
     new, before = sides.new, sides.before
-    enough = min(new.n_images, before.n_images if before else new.n_images) >= LEAST_IMAGES
+    fewest = min((side for side in (new, before) if side), key=lambda side: side.n_images)
+    enough = fewest.n_images >= LEAST_IMAGES
     for name, test in TESTS.items():
         found = "as asked for" if name in skip else test(sides) if enough else ""
         if isinstance(found, tuple):
@@ -161,23 +162,27 @@ def _report(sides: _Sides, head: object, skip: Collection[str], alpha: float) ->
         findings=_judged(outcomes, alpha),
         left_out=tuple(left_out),
         notes=(*new.notes, *(before.notes if before else ())),
-        least_images=LEAST_IMAGES if enough else max(LEAST_IMAGES, new.n_images + 1),
+        too_few="" if enough else _too_few(fewest, "in the baseline " * (fewest is before)),
     )
+
+
+def _too_few(side: Observed, where: str) -> str:
+    return f"Too few images {where}to say anything: {side.n_images}, and {LEAST_IMAGES} are needed"
 
 
 def _judged(outcomes: Mapping[str, Outcome], alpha: float) -> tuple[Finding, ...]:
     adjusted = holm([p for _, p, _ in outcomes.values()])
     return tuple(
         Finding(
-            name,
-            p,
-            p_adjusted,
-            effect,
-            LEAST[name],
-            p_adjusted < alpha and effect >= LEAST[name],
-            w,
+            test=name,
+            p=p,
+            p_adjusted=p_adjusted,
+            effect=effect,
+            least=LEAST[name],
+            alarm=p_adjusted < alpha and effect >= LEAST[name],
+            words=words,
         )
-        for (name, (effect, p, w)), p_adjusted in zip(outcomes.items(), adjusted, strict=True)
+        for (name, (effect, p, words)), p_adjusted in zip(outcomes.items(), adjusted, strict=True)
     )
 
 

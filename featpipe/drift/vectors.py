@@ -70,7 +70,7 @@ def told_apart(
         pairs += first * second
     if variance <= 0:
         return None
-    return 0.5 + surplus / pairs, float(norm.sf(surplus / np.sqrt(variance)))
+    return float(0.5 + surplus / pairs), float(norm.sf(surplus / np.sqrt(variance)))
 
 
 def training_vectors(head: Head, novelty: Novelty, seed: int = 0) -> Vectors:

@@ -71,7 +71,7 @@ def unseen(rows: LabelledRows, at: Ints, head: str, fitted: Fitted) -> Floats:
     ).probabilities
 
 
-def new(fitted: Fitted, X: NDArray[np.float32]) -> Floats:  # noqa: N803
+def new(fitted: Fitted, X: NDArray[np.float32]) -> Floats:
     return fitted.calibrator.probabilities(class_scores(fitted.pipeline, X))
 
 
@@ -102,7 +102,7 @@ def own_split(name: str, store: EmbeddingStore, heads: list[str]) -> dict[str, A
     rows = labelled_rows(store, division.train)
     places = {label: k for k, label in enumerate(rows.classes)}
     y = np.array([places[label] for label in store.labels()[division.held]])
-    X, every = store.read(division.held), np.arange(len(rows.y))  # noqa: N806
+    X, every = store.read(division.held), np.arange(len(rows.y))
     results = {}
     for head in heads:
         fitted = tuned(rows, every, head)
@@ -186,7 +186,7 @@ def ways(name: str, store: EmbeddingStore, head: str, splits: int) -> dict[str, 
     runs: dict[str, list[Any]] = {}
     for seed in range(splits):
         fit, held = resplit(rows, seed)
-        X, y, units = rows.X[fit], rows.y[fit], rows.units[fit]  # noqa: N806
+        X, y, units = rows.X[fit], rows.y[fit], rows.units[fit]
         fitted = tuned(rows, fit, head)
         known, asked = unseen(rows, fit, head, fitted), new(fitted, rows.X[held])
         folds = make_folds(y, units, FOLDS, 0, rows.classes)

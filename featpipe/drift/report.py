@@ -90,7 +90,7 @@ class DriftReport:
         if not self.findings:
             return f"Nothing could be compared for the {many}"
         if not self.drifted:
-            return f"No drift: the {many} are like {self.compared_with}"
+            return f"No drift found in the {many}, beside {self.compared_with}"
         seen = "; ".join(finding.words for finding in self.findings if finding.alarm)
         return f"Drift: the {many} are not like {self.compared_with}: {seen}"
 

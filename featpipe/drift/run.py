@@ -101,7 +101,7 @@ def drift(
     --------
     >>> found = drift("heads/photos-logreg", "night.parquet")   # doctest: +SKIP
     >>> found.drifted, str(found)                               # doctest: +SKIP
-    (False, 'No drift: the 9,600 images of night.parquet are like the training images')
+    (False, 'No drift found in the 9,600 images of night.parquet, beside the training images')
     """
     _check(skip, alpha)
     fitted = head if isinstance(head, Head) else load_head(head)

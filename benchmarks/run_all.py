@@ -53,6 +53,16 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["--data-sets", "20", "--seeds", "3"],
     ),
     "unknown": ("Images that a head was never shown", ["unknown.py"], []),
+    "conformal": (
+        "Sets of labels, and what they promise",
+        ["conformal.py"],
+        ["--splits", "2", "--heads", "knn"],
+    ),
+    "drift": (
+        "Drift: false alarms, and true ones",
+        ["drift.py"],
+        ["--splits", "2", "--heads", "knn"],
+    ),
     "rerun": (
         "A re-run over unchanged files",
         ["rerun.py", "--files", "100000"],

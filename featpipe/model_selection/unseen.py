@@ -2,8 +2,8 @@
 
 Sets of labels and the check for drift compare new images with these. So the heads that were
 fitted without a fold have to be much like the head itself: of few images a fifth is missed (the
-probabilities of a head that has learnt on four fifths are less sure, and sets made by
-them are too large: by 2 to 5 points of coverage on 250 to 700 images), a twentieth is not.
+probabilities of a head that has learnt on four fifths are less sure, and sets made by them are too
+large: 1 to 2 points of coverage where 80 % was promised, on 280 to 700 images), a twentieth is not.
 """
 
 from __future__ import annotations

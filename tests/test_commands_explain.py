@@ -65,7 +65,7 @@ def test_json_on_stdout(run_cli: Callable[..., Any], place: Path) -> None:
     with Image.open(CAT) as opened:
         assert image["size"] == list(opened.size)
     for shown in (image["predicted"], image["runner_up"]):
-        assert shown["bias"] is None
+        assert (shown["measure"], shown["bias"]) == ("log-odds", None)
         assert shown["sum"] == pytest.approx(sum(map(sum, shown["map"])), abs=1e-4)
         assert {len(row) for row in shown["map"]} == {len(shown["map"])} == {10}
     both = image["predicted"]["probability"] + image["runner_up"]["probability"]

@@ -23,7 +23,6 @@ from test_report import Page, read
 from featpipe import embed, fit, load_backbone
 from featpipe.backbones.card import CARD_KEY, BackboneCard
 from featpipe.backbones.contract import with_fingerprint
-from featpipe.calibration.odds import log_odds
 from featpipe.errors import FeatpipeError, FingerprintError, SourceError, StoreError
 from featpipe.heads import HEADS
 from featpipe.heads.centroid import CosineCentroid
@@ -32,6 +31,7 @@ from featpipe.images import decode_image
 from featpipe.inspection import Explanation, colours, explain
 from featpipe.inspection.activation import is_mean
 from featpipe.inspection.linear import linear_form
+from featpipe.inspection.measures import cosine_margins, mean_margins, measured
 from featpipe.inspection.occlusion import COARSE, FINE, Patches
 from featpipe.inspection.page import write_page
 from featpipe.inspection.peaks import peak_of
@@ -174,17 +174,40 @@ def test_occlusion_finds_a_planted_square(
     paths = [tmp_path / f"{number}.png" for number in range(len(places))]
     found = explain(paths, head, model=tiny_backbone)
     vectors = embed(paths, tiny_backbone, output=tmp_path / "new").X
-    odds = log_odds(class_scores(head.pipeline, vectors), head.temperature)[:, 0]
-    for (left, top), image, score in zip(places, found.images, odds, strict=True):
+    measure, scores = measured(head, vectors)
+    assert measure == ("cosine margin" if name == "knn" else "log-odds")
+    for (left, top), image, score in zip(places, found.images, scores[:, 1], strict=True):
         seen = image.seen
         assert seen is not None
         assert (seen.method, seen.predicted.label) == ("occlusion", "square")
-        assert seen.predicted.bias is None
+        assert (seen.predicted.measure, seen.predicted.bias) == (measure, None)
         assert seen.predicted.score == pytest.approx(score, abs=1e-6)
         assert seen.runner_up.score == pytest.approx(-score, abs=1e-6)
         x, y = seen.predicted.peak
         assert 2 * left <= x <= 2 * left + 20, (name, left, top, x, y)
         assert 2 * top <= y <= 2 * top + 20, (name, left, top, x, y)
+
+
+def test_what_classes_lose_has_no_steps() -> None:
+    """Leads of the nearest rows of a class, and mean margins, as they are by their definitions."""
+    rng = np.random.default_rng(5)
+    y = np.arange(60) % 3
+    X = (rng.gamma(2, size=(60, 16)) + 2 * np.eye(16)[y]).astype(np.float32)
+    new = rng.gamma(2, size=(7, 16)).astype(np.float32)
+    spec = head_spec("knn")
+    neighbours = spec.fit({"n_neighbors": 4}, X, y, 0)[-1]
+    units, others = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (new, X))
+    cosines = units @ others.T
+    near = np.stack([np.sort(cosines[:, y == k])[:, -4:].mean(axis=1) for k in range(3)], axis=1)
+    lead = np.stack([near[:, k] - np.delete(near, k, 1).max(1) for k in range(3)], axis=1)
+    np.testing.assert_allclose(cosine_margins(neighbours, new), lead, atol=1e-5)
+    spec = head_spec("svm-rbf")
+    pipeline = spec.fit(spec.default, X, y, 0)
+    scores = class_scores(pipeline, new)
+    pipeline[-1].decision_function_shape = "ovo"
+    first, second, third = pipeline.decision_function(new).T
+    wanted = np.stack([first + second, third - first, -second - third], axis=1) / 2
+    np.testing.assert_allclose(mean_margins(scores), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("patches", [FINE, COARSE, Patches(5, 2, 2)])

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe._threads import Threads
-from featpipe.calibration.odds import log_odds
 from featpipe.heads import Head
-from featpipe.heads.registry import class_scores
 from featpipe.inspection.activation import Maps, activation_maps, is_mean
 from featpipe.inspection.linear import linear_form
+from featpipe.inspection.measures import measured
 from featpipe.inspection.occlusion import FINE, Patches
-from featpipe.inspection.records import Method
+from featpipe.inspection.records import Measure, Method
 from featpipe.types import Pixels, Vectors
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ class Sight:
     probabilities : ndarray of float64, (K,)
     classes : ndarray of int, (m,)
         Those that there are maps of.
+    measure : str
     scores : ndarray of float64, (m,)
     bias : ndarray of float64, (m,), or None
         As in `featpipe.inspection.ClassMap`.
@@ -49,6 +49,7 @@ class Sight:
     vector: NDArray[np.float32]
     probabilities: Floats
     classes: Ints
+    measure: Measure
     scores: Floats
     bias: Floats | None
     values: Floats
@@ -143,6 +144,7 @@ class Looker:
             vector=vector[0],
             probabilities=probabilities,
             classes=classes,
+            measure="logit",
             scores=self._form.scores(vector)[0, classes],
             bias=self._form.bias[classes],
             values=activation_maps(self._form, maps, vector, classes[None])[0],
@@ -155,15 +157,17 @@ class Looker:
         vectors = np.concatenate([vector, *self._each(self._batch, self._batches(covered))])
         # What nothing can be said of has lost nothing.
         vectors = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, vector)
-        odds = self._odds(vectors)[:, classes]
+        measure, found = measured(self._head, vectors)
+        values = found[:, classes]
         return Sight(
             method="occlusion",
             vector=vector[0],
             probabilities=probabilities,
             classes=classes,
-            scores=odds[0],
+            measure=measure,
+            scores=values[0],
             bias=None,
-            values=self._patches.spread((odds[:1] - odds[1:]).T),
+            values=self._patches.spread((values[:1] - values[1:]).T),
         )
 
     def _batch(self, pictures: list[Pixels]) -> Vectors:
@@ -172,15 +176,6 @@ class Looker:
     def _batches(self, pictures: Iterable[Pixels]) -> list[list[Pixels]]:
         every = list(pictures)
         return [every[i : i + self._size] for i in range(0, len(every), self._size)]
-
-    def _odds(self, vectors: Vectors) -> Floats:
-        """Return the log-odds of every class, (n, K), by its scores and the temperature alone.
-
-        A map of probabilities that has steps would show these.
-        """
-        scores = class_scores(self._head.pipeline, vectors)
-        odds = log_odds(scores, self._head.temperature)
-        return np.column_stack([-odds, odds]) if odds.shape[1] == 1 else odds
 
     def _each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
         return map(work, items) if self._pool is None else self._pool.stream(work, items)

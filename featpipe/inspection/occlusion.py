@@ -1,12 +1,12 @@
-"""Occlusion: how much the log-odds of a class lose while a patch of the picture is covered.
+"""Occlusion: what a class loses while a patch of the picture is covered.
 
 It asks nothing of head or backbone, and costs as many runs of the backbone as there are patches.
 
 References
 ----------
 Zeiler, Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2; here
-with patches of the picture's own mean colour where they are grey, and with log-odds where they are
-probabilities, which hardly move while a head is sure.
+with patches of the picture's own mean colour where theirs are grey, and with log-odds where they
+take probabilities, which hardly move while a head is sure.
 """
 
 from __future__ import annotations

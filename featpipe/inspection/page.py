@@ -12,8 +12,8 @@ from PIL import Image
 from featpipe._files import atomic_file, printable
 from featpipe.errors import FeatpipeError
 from featpipe.inspection import colours
-from featpipe.inspection.records import MEANING, TITLES, ClassMap, Explained, Explanation, Seen
-from featpipe.inspection.words import signed, sum_words
+from featpipe.inspection.records import TITLES, ClassMap, Explained, Explanation, Seen
+from featpipe.inspection.words import methods, signed, sum_words
 from featpipe.pages import data_url, page_environment, percent
 
 _SIDE = 224
@@ -43,12 +43,11 @@ def write_page(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
 
 def _values(explanation: Explanation) -> dict[str, Any]:
     """Return everything that the template names."""
-    methods = dict.fromkeys(i.seen.method for i in explanation.images if i.seen is not None)
     against, for_ = ("#{:02x}{:02x}{:02x}".format(*colours.scale()[at]) for at in (0, -1))
     return {
         "title": f"What {explanation.head} on {printable(explanation.backbone)} looks at",
         "made": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "methods": [MEANING[method] for method in methods],
+        "methods": methods(explanation),
         "two": len(explanation.classes) == 2,
         "notes": [printable(note) for note in explanation.notes],
         "bar": data_url(colours.bar(488, 12), 90),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -11,8 +10,8 @@ from PIL import Image, ImageDraw
 from featpipe._files import atomic_file
 from featpipe.errors import FeatpipeError
 from featpipe.inspection import colours
-from featpipe.inspection.records import MEANING, ClassMap, Explained, Explanation, Neighbour, Seen
-from featpipe.inspection.words import percent, signed, sum_words
+from featpipe.inspection.records import ClassMap, Explained, Explanation, Neighbour, Seen
+from featpipe.inspection.words import methods, percent, signed, sum_words
 from featpipe.quality.sheet import draw_text, require_png
 
 MOST_ROWS = 50
@@ -20,7 +19,7 @@ MOST_ROWS = 50
 WIDTH = 1336
 _MARGIN, _GAP = 24, 16
 _SIDE, _NEAR = 260, 144
-_HEAD, _ROW, _FAILED = 118, 386, 74
+_HEAD, _ROW, _FAILED = 118, 402, 74
 _PAPER, _INK, _FAINT, _LINE, _TILE = "#ffffff", "#1c2128", "#57606a", "#d3d9e0", "#e7ebef"
 
 
@@ -66,7 +65,11 @@ class _Sheet:
     def head(self, explanation: Explanation) -> None:
         title = f"what {explanation.head} on {explanation.backbone} looks at"
         self._text((_MARGIN, 38), title, 26)
-        lines = [*_legend(explanation), *explanation.notes]
+        legend = [
+            f"orange speaks for a class, blue against it; by {words}"
+            for words in methods(explanation)
+        ]
+        lines = [*legend, *explanation.notes]
         for number, line in enumerate(lines[:2]):
             at = (_MARGIN, 70 + 22 * number)
             self._text(at, line, 15, fill=_FAINT, within=WIDTH - 2 * _MARGIN)
@@ -92,15 +95,15 @@ class _Sheet:
         for shown in (first, second):
             left += _SIDE + _GAP
             self._map(seen, shown, left, over)
-        self._bar(seen, _MARGIN + _SIDE + _GAP, over + _SIDE + 34)
+        self._bar(seen, _MARGIN + _SIDE + _GAP, over + _SIDE + 50)
         for number, near in enumerate(seen.nearest[:3]):
             self._near(near, left + _SIDE + _GAP + number * (_NEAR + 8), over)
 
     def _map(self, seen: Seen, shown: ClassMap, left: int, top: int) -> None:
         over = colours.layer(shown.values, seen.limit, _SIDE)
         self._canvas.paste(colours.laid_over(seen.pixels, over), (left, top))
-        words = f"for {shown.label}: {sum_words(shown)}"
-        self._text((left, top + _SIDE + 16), words, 14, within=_SIDE)
+        self._text((left, top + _SIDE + 16), f"for {shown.label}", 14, within=_SIDE)
+        self._text((left, top + _SIDE + 35), sum_words(shown), 13, fill=_FAINT, within=_SIDE)
 
     def _bar(self, seen: Seen, left: int, top: int) -> None:
         width = 2 * _SIDE + _GAP
@@ -134,9 +137,3 @@ class _Sheet:
         within: float = WIDTH,
     ) -> None:
         draw_text(self._draw, at, text, size, fill=fill, anchor=anchor, within=within)
-
-
-def _legend(explanation: Explanation) -> Iterator[str]:
-    methods = dict.fromkeys(i.seen.method for i in explanation.images if i.seen is not None)
-    for method in methods:
-        yield f"orange speaks for a class, blue against it; by {MEANING[method]}"

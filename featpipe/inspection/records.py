@@ -16,14 +16,27 @@ from featpipe.types import Pixels
 Method: TypeAlias = Literal["activation-map", "occlusion"]
 Floats = NDArray[np.float64]
 
+Measure: TypeAlias = Literal["logit", "log-odds", "cosine margin", "mean margin"]
+"""What a map is about: the head's own score; the log-odds that its scores give; by how much the
+nearest training images of a class are nearer than those of any other; the mean margin of a class
+over the others."""
+
 TITLES: Mapping[Method, str] = {"activation-map": "activation map", "occlusion": "occlusion"}
-MEANING: Mapping[Method, str] = {
-    "activation-map": (
+MEANING: Mapping[Measure, str] = {
+    "logit": (
         "activation map (exact: its cells and the bias add up to the head's score of the class)"
     ),
-    "occlusion": (
+    "log-odds": (
         "occlusion (a cell is what the log-odds of the class lose while patches over it are "
         "covered)"
+    ),
+    "cosine margin": (
+        "occlusion (a cell is what is lost, while patches over it are covered, of the lead in "
+        "cosine that the class's nearest training images have over any other's)"
+    ),
+    "mean margin": (
+        "occlusion (a cell is what the class's mean margin over the others loses while patches "
+        "over it are covered)"
     ),
 }
 
@@ -37,9 +50,12 @@ class ClassMap:
     label : str
     probability : float
         Calibrated, as `featpipe.score` gives it.
+    measure : str
+        "logit" for an activation map; by occlusion "log-odds", or "cosine margin" and "mean
+        margin" where the head counts votes; see `featpipe.inspection.measures`.
     score : float
-        Of an activation map: the head's score of the class, less the mean of all classes'; of
-        two classes the decision value. By occlusion: the log-odds of the class.
+        The measure for the whole picture. A logit is the head's score of the class, less the mean
+        of all classes'; of two classes the decision value.
     bias : float or None
         What an activation map and ``score`` differ by; None by occlusion.
     values : ndarray of float64, (h, w)
@@ -51,6 +67,7 @@ class ClassMap:
 
     label: str
     probability: float
+    measure: Measure
     score: float
     bias: float | None
     values: Floats
@@ -66,7 +83,8 @@ class ClassMap:
         return {
             "label": self.label,
             "probability": round(self.probability, 6),
-            "logit": round(self.score, 6),
+            "measure": self.measure,
+            "score": round(self.score, 6),
             "bias": None if self.bias is None else round(self.bias, 6),
             "sum": round(self.total, 6),
             "peak": [round(at, 1) for at in self.peak],

@@ -238,6 +238,7 @@ def class_map(head: Head, sight: Sight, at: int, box: Box) -> ClassMap:
     return ClassMap(
         label=head.classes[k],
         probability=float(sight.probabilities[k]),
+        measure=sight.measure,
         score=float(sight.scores[at]),
         bias=None if sight.bias is None else float(sight.bias[at]),
         values=values,

@@ -17,7 +17,6 @@ from featpipe.heads.persistence import short_key
 from featpipe.inspection.nearest import N_NEAREST, nearest_rows
 from featpipe.inspection.records import Neighbour
 from featpipe.inspection.squares import squares
-from featpipe.quality.looks import first_rows
 from featpipe.store import EmbeddingStore
 from featpipe.types import Key, Vectors
 
@@ -43,8 +42,7 @@ class TrainingImages:
         require_same_backbone(head, store)
         keys = _keys(head)
         learnt = np.array([short_key(key) in keys for key in store.keys], dtype=bool)
-        is_first = first_rows(store) == np.arange(len(store))
-        self._rows: Ints = np.flatnonzero(learnt & is_first)
+        self._rows = _once(store, np.flatnonzero(learnt))
         if not len(self._rows):
             raise StoreError(
                 f"{printable(str(store.path))} holds none of the images that the head was fitted "
@@ -109,6 +107,14 @@ class TrainingImages:
             )
             for near in found
         ]
+
+
+def _once(store: EmbeddingStore, rows: Ints) -> Ints:
+    """Return one row for each content: the one in the training split, where there is one."""
+    found: dict[Key, int] = {}
+    for row in [*rows[store.splits[rows] == "train"].tolist(), *rows.tolist()]:
+        found.setdefault(store.keys[row], row)
+    return np.array(sorted(found.values()), dtype=np.int64)
 
 
 def _data(head: Head) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from featpipe._files import printable
-from featpipe.inspection.records import TITLES, ClassMap, Explained, Explanation
+from featpipe.inspection.records import MEANING, TITLES, ClassMap, Explained, Explanation
 
 
 def percent(share: float) -> str:
@@ -29,9 +29,15 @@ def signed(value: float) -> str:
 def sum_words(shown: ClassMap) -> str:
     """Say what a map and its bias come to."""
     if shown.bias is None:
-        return f"log-odds {signed(shown.score)}"
+        return f"{shown.measure} {signed(shown.score)}"
     bias = signed(shown.bias)
     return f"{signed(shown.total)} {bias[:1]} {bias[1:]} bias = {signed(shown.score)}"
+
+
+def methods(explanation: Explanation) -> list[str]:
+    """Say how the maps were made, each way once."""
+    used = [i.seen.predicted.measure for i in explanation.images if i.seen is not None]
+    return [MEANING[measure] for measure in dict.fromkeys(used)]
 
 
 def lines(explanation: Explanation) -> Iterator[str]:

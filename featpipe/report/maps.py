@@ -65,7 +65,7 @@ def mistake_maps(head: Head, store: EmbeddingStore, mistakes: Sequence[Mistake])
     except FeatpipeError as exc:
         return MistakeMaps(missing=printable(str(exc)))
     found = [(m.row, sight) for m, sight in zip(shown, sights, strict=True) if sight is not None]
-    methods = dict.fromkeys(MEANING[sight.method] for _, sight in found)
+    methods = dict.fromkeys(MEANING[sight.measure] for _, sight in found)
     pairs = {row: _pair(pixels[row], sight) for row, sight in found}
     return MistakeMaps(pairs, " or ".join(methods))
 

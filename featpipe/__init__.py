@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from featpipe.embedding import embed
     from featpipe.evaluation import compare, evaluate, few_shot_curve, probe
     from featpipe.heads import Head, load_head
+    from featpipe.inspection import explain
     from featpipe.scoring import score
     from featpipe.store import EmbeddingStore
     from featpipe.training import fit
@@ -43,6 +44,7 @@ _HOMES = {
     "drift": "featpipe.drift",
     "embed": "featpipe.embedding",
     "evaluate": "featpipe.evaluation",
+    "explain": "featpipe.inspection",
     "few_shot_curve": "featpipe.evaluation",
     "fit": "featpipe.training",
     "load_backbone": "featpipe.backbones",
@@ -62,6 +64,7 @@ __all__ = [
     "drift",
     "embed",
     "evaluate",
+    "explain",
     "few_shot_curve",
     "fit",
     "load_backbone",

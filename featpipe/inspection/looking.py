@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._threads import Threads
+from featpipe._threads import Threads, single_threads
 from featpipe.heads import Head
 from featpipe.inspection.activation import Maps, activation_maps, is_mean
 from featpipe.inspection.linear import linear_form
@@ -107,9 +107,12 @@ class Looker:
         """
         blocks = [pixels[i : i + self._size] for i in range(0, len(pixels), self._size)]
         found: list[Sight | None] = []
-        for block, (vectors, maps) in zip(blocks, self._each(self._run, blocks), strict=True):
-            at = slice(len(found), len(found) + len(block))
-            found += self._sights(block, vectors, maps, None if classes is None else classes[at])
+        # Heads are asked for a few rows at a time: threads of BLAS would cost more than they do.
+        with single_threads(1):
+            for block, (vectors, maps) in zip(blocks, self._each(self._run, blocks), strict=True):
+                at = slice(len(found), len(found) + len(block))
+                wanted = None if classes is None else classes[at]
+                found += self._sights(block, vectors, maps, wanted)
         return found
 
     def _run(self, pixels: Pixels) -> tuple[Vectors, Maps | None]:

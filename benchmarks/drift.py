@@ -67,7 +67,7 @@ def own_split(name: str, store: EmbeddingStore, head: Head) -> dict[str, Any]:
         for t in TESTS
     ]
     print(f"| {name}, {division.held_name} ({found.images}) | {' | '.join(cells)} |", flush=True)
-    return found.to_json()
+    return {f.test: [f.effect, f.p_adjusted, f.alarm] for f in found.findings}
 
 
 def unchanged(name: str, store: EmbeddingStore, kind: str, splits: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def unchanged(name: str, store: EmbeddingStore, kind: str, splits: int) -> dict[
     least, most = np.min(p, axis=0), np.max(effects, axis=0)
     cells = " | ".join(f"{a:.2f}, {b:.2g}" for a, b in zip(most, least, strict=True))
     print(f"| {name}, {kind} | {alarms} of {splits} | {cells} |", flush=True)
-    return {"alarms": alarms, "splits": splits, "p": p, "effects": effects}
+    return {"alarms": alarms, "splits": splits, "effect": most.tolist(), "p": least.tolist()}
 
 
 def power(store: EmbeddingStore, head: Head) -> dict[int, int]:

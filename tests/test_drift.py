@@ -217,7 +217,7 @@ def test_moved_images_alarm(tmp_path: Path) -> None:
     assert str(found).startswith(
         f"Drift: the 100 images of {tmp_path / 'new'} are not like the training images: "
     )
-    assert " look like no known image, where 5 % should; " in str(found)
+    assert " % are strange (ood_p up to 0.05), where 5 % should be; " in str(found)
     assert "a classifier tells their vectors from others (AUC " in str(found)
 
 

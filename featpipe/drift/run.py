@@ -203,7 +203,10 @@ def _unknown(sides: _Sides) -> Outcome | str:
         expected = rank / (n + 1)
         count = _strange(new, expected)
         share, p = count / new.n_images, beyond_rank(count, new.n_images, rank, n)
-    words = f"{_percent(share)} look like no known image, where {_percent(expected)} should"
+    words = (
+        f"{_percent(share)} are strange (ood_p up to {STRANGE:g}), where {_percent(expected)} "
+        "should be"
+    )
     return share - expected, p, words
 
 

@@ -219,11 +219,6 @@ def hosts() -> dict[str, Callable[[bytes], Any]]:
         size = [max(256, round(side * scale)) for side in image.size]
         return np.asarray(image.resize((size[0], size[1]), filter_))
 
-    def scaled(data: bytes) -> Any:
-        image = opened(data)
-        image.draft(None, (224, 224))
-        return np.asarray(image.convert("RGB"))
-
     def compressed(data: bytes) -> Any:
         again = io.BytesIO()
         opened(data).convert("RGB").save(again, "JPEG", quality=75)
@@ -238,7 +233,6 @@ def hosts() -> dict[str, Callable[[bytes], Any]]:
         "brought to 256 pixels before, nearest pixel": lambda data: fitting(
             data, Image.Resampling.NEAREST
         ),
-        "JPEG decoded at the smallest scale that leaves 224 pixels": scaled,
         "blue, green, red instead of red, green, blue": lambda data: np.ascontiguousarray(
             np.asarray(whole_picture(data))[..., ::-1]
         ),

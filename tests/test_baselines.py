@@ -145,7 +145,7 @@ def test_raw_pixels_are_those_of_the_image(
 ) -> None:
     """The vectors of the backbone that is none, by the ordinary way."""
     store = embed(photos, tiny_backbone, output=tmp_path / "store")
-    plain = embed(photos, "raw_pixels", output=tmp_path / "plain")
+    plain = embed(photos, "raw_pixels", output=tmp_path / "plain", device="cpu")
     found = features(store, np.arange(len(store)), RAW_PIXELS)
     assert store.paths == plain.paths
     assert np.array_equal(np.stack(list(found.values())), plain.X)

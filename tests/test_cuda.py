@@ -439,7 +439,7 @@ def test_a_gpu_without_room_for_the_backbone_is_a_matter_of_the_device(
         "CUDA cannot be used: cuda:0 does not start the backbone (CUDA failure 2: out of memory): "
         "free memory of the GPU, or use --device cpu"
     )
-    assert tiny.open_session("auto").provider == "cpu"
+    assert tiny.open_session("auto", "fp32").provider == "cpu"
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])

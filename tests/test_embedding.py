@@ -109,7 +109,7 @@ def test_second_run_opens_nothing(run, photos: Path) -> None:
 
 def test_what_needs_no_vector_starts_no_device(run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run without anything to compute opens no session, and says so."""
-    first = run()
+    first = run(device="cpu")
     engine = first.store.manifest.engines[0]
     assert (engine["provider"], engine["decoder"].split()[0]) == ("cpu", "pillow")
     monkeypatch.setattr(Backbone, "open_session", pytest.fail)

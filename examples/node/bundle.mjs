@@ -68,6 +68,7 @@ export class Bundle {
  * Colour profiles are left alone, transparency is dropped, 16-bit grey is scaled.
  */
 export async function pixelsOf(bytes) {
+  if (bytes.length === 0) throw new Error("not an image in a format that can be read");
   const input = { ignoreIcc: true, limitInputPixels: MAX_PIXELS, failOn: "error" };
   const image = sharp(bytes, input).autoOrient();
   const { format, depth, space } = await image.metadata().catch(() => ({}));

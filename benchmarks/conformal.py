@@ -85,8 +85,11 @@ def figures(inside: NDArray[np.bool_], y: Ints) -> tuple[float, float, float]:
     )
 
 
-def sets_of(known: Floats, y: Ints, asked: Floats, coverage: float, per_class: bool) -> Any:
-    return within(asked, fit_conformal(known, y).limits(coverage, per_class=per_class))
+def sets_of(
+    rows: LabelledRows, at: Ints, known: Floats, asked: Floats, coverage: float, per_class: bool
+) -> Any:
+    found = fit_conformal(known, rows.y[at], rows.units[at])
+    return within(asked, found.limits(coverage, per_class=per_class))
 
 
 def resplit(rows: LabelledRows, seed: int) -> tuple[Ints, Ints]:
@@ -108,7 +111,9 @@ def own_split(name: str, store: EmbeddingStore, heads: list[str]) -> dict[str, A
         fitted = tuned(rows, every, head)
         known, asked = unseen(rows, every, head, fitted), new(fitted, X)
         for per_class in (False, True):
-            found = [figures(sets_of(known, rows.y, asked, c, per_class), y) for c in COVERAGES]
+            found = [
+                figures(sets_of(rows, every, known, asked, c, per_class), y) for c in COVERAGES
+            ]
             results[f"{head}{', per class' if per_class else ''}"] = found
             cells = " | ".join(f"{100 * a:.1f} % | {size:.2f}" for a, size, _ in found)
             where = f"{name}, {division.held_name} ({len(y)})"
@@ -133,7 +138,7 @@ def random_splits(
             for per_class, found in runs.items():
                 found.append(
                     [
-                        figures(sets_of(known, rows.y[fit], asked, c, per_class), rows.y[held])
+                        figures(sets_of(rows, fit, known, asked, c, per_class), rows.y[held])
                         for c in COVERAGES
                     ]
                 )

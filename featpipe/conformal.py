@@ -42,10 +42,15 @@ class Conformal:
         the quantiles, each the highest of those that it stands for.
     counts : tuple of int
         Images of each class that were scored.
+    units : tuple of int
+        Units among them, such as patients; a single image is one.
+    all_units : int
+        Units among all images: one may have images of several classes.
 
     Examples
     --------
-    >>> found = fit_conformal(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), np.array([0, 0, 1]))
+    >>> y = np.array([0, 0, 1])
+    >>> found = fit_conformal(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), y, np.arange(3))
     >>> found.limits(0.5).round(3)
     array([0.2, 0.2])
     >>> within(np.array([[0.85, 0.15], [0.5, 0.5]]), found.limits(0.5))
@@ -55,12 +60,15 @@ class Conformal:
 
     scores: tuple[tuple[float, ...], ...]
     counts: tuple[int, ...]
+    units: tuple[int, ...]
+    all_units: int
 
     def limits(self, coverage: float, *, per_class: bool = False) -> Floats:
         """Return how strange a label may be to be in a set, (K,): infinite where any may.
 
         Of n scores the one at place ⌈(n + 1) · coverage⌉; where there are too few for the
-        promise, no label can be left out.
+        promise, no label can be left out. Images of one unit do not come independently: where there
+        are u units, fewer than images, the share ⌈(u + 1) · coverage⌉ / u of the scores is kept.
 
         Parameters
         ----------
@@ -78,7 +86,8 @@ class Conformal:
         ----------
         Vovk, Gammerman, Shafer 2005, "Algorithmic Learning in a Random World", sections 2.2 and
         4.5; Sadinle, Lei, Wasserman 2019, "Least Ambiguous Set-Valued Classifiers With Bounded
-        Error Levels", JASA 114, sections 2 and 3.
+        Error Levels", JASA 114, sections 2 and 3. Dunn, Wasserman, Ramdas 2023, "Distribution-Free
+        Prediction Sets for Two-Layer Hierarchical Models", JASA 118, on few units.
         """
         if not 0 < coverage < 1:
             raise ValueError(f"coverage must lie between 0 and 1, not {coverage:g}")
@@ -86,16 +95,21 @@ class Conformal:
         parts = [np.array(s) for s in self.scores]
         if per_class:
             each = [
-                _limit(part, np.full(len(part), weight), coverage)
-                for part, weight in zip(parts, weights, strict=True)
+                _limit(part, np.full(len(part), weight), n_units, coverage)
+                for part, weight, n_units in zip(parts, weights, self.units, strict=True)
             ]
             return np.array(each)
         every = np.concatenate([np.full(len(p), w) for p, w in zip(parts, weights, strict=True)])
-        return np.full(len(parts), _limit(np.concatenate(parts), every, coverage))
+        return np.full(len(parts), _limit(np.concatenate(parts), every, self.all_units, coverage))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as ``head.json`` holds them."""
-        return {"scores": [list(part) for part in self.scores], "counts": list(self.counts)}
+        return {
+            "scores": [list(part) for part in self.scores],
+            "counts": list(self.counts),
+            "units": list(self.units),
+            "all_units": self.all_units,
+        }
 
     @classmethod
     def read(cls, value: Any, n_classes: int) -> Self | None:
@@ -110,22 +124,21 @@ class Conformal:
         """
         if not isinstance(value, Mapping):
             return None
-        lists, counts = value.get("scores"), value.get("counts")
-        if not isinstance(lists, list) or not isinstance(counts, list):
+        counts, units = (_counts(value.get(name), n_classes) for name in ("counts", "units"))
+        scores = _parts(value.get("scores"), n_classes)
+        every: Any = value.get("all_units")
+        if scores is None or counts is None or units is None or not _is_count(every):
             return None
-        if not len(lists) == len(counts) == n_classes:
+        fits = all(
+            len(part) <= n and (len(part) > 0) == (n > 0) == (u > 0) and u <= n
+            for part, n, u in zip(scores, counts, units, strict=True)
+        )
+        if not fits or not 1 <= max(units) <= every <= sum(units):
             return None
-        scores = [_ascending(part) for part in lists]
-        if not all(
-            part is not None and _fits(count, len(part))
-            for part, count in zip(scores, counts, strict=True)
-        ):
-            return None
-        found = cls(tuple(part for part in scores if part is not None), tuple(counts))
-        return found if sum(found.counts) else None
+        return cls(scores, counts, units, every)
 
 
-def fit_conformal(probabilities: Floats, y: Ints) -> Conformal:
+def fit_conformal(probabilities: Floats, y: Ints, units: Ints) -> Conformal:
     """Keep how strange the true labels are.
 
     Parameters
@@ -134,6 +147,8 @@ def fit_conformal(probabilities: Floats, y: Ints) -> Conformal:
         Of images that the head has not learnt on.
     y : ndarray of int, (n,)
         True classes 0 … K-1.
+    units : ndarray of int, (n,)
+        What belongs together, such as copies, or images of one patient.
     """
     n_classes = probabilities.shape[1]
     own = 1 - probabilities[np.arange(len(y)), y]
@@ -142,6 +157,8 @@ def fit_conformal(probabilities: Floats, y: Ints) -> Conformal:
     return Conformal(
         tuple(tuple(_raised(score) for score in _thinned(part, most)) for part in parts),
         tuple(len(part) for part in parts),
+        tuple(len(np.unique(units[y == k])) for k in range(n_classes)),
+        len(np.unique(units)),
     )
 
 
@@ -151,13 +168,15 @@ def within(probabilities: NDArray[np.floating], limits: NDArray[np.floating]) ->
     return found
 
 
-def _limit(scores: Floats, weights: Floats, coverage: float) -> float:
+def _limit(scores: Floats, weights: Floats, n_units: int, coverage: float) -> float:
     """Return the smallest score that enough images do not exceed, or infinity."""
     order = np.argsort(scores, kind="stable")
     reached = np.cumsum(weights[order])
     # A hair less: shares of a whole number add up to it but for rounding.
-    n = round(float(weights.sum()))
-    needed = math.ceil((n + 1) * coverage - 1e-9) - 1e-6
+    place = math.ceil((n_units + 1) * coverage - 1e-9)
+    if place > n_units:
+        return math.inf
+    needed = place / n_units * float(weights.sum()) - 1e-6
     at = int(np.searchsorted(reached, needed))
     return float(scores[order[at]]) if at < len(scores) else math.inf
 
@@ -175,6 +194,14 @@ def _raised(score: float) -> float:
     return float(f"{score * (1 + _UP):.7g}")
 
 
+def _parts(value: Any, n_classes: int) -> tuple[tuple[float, ...], ...] | None:
+    if not isinstance(value, list) or len(value) != n_classes:
+        return None
+    found = [_ascending(part) for part in value]
+    kept = tuple(part for part in found if part is not None)
+    return kept if len(kept) == n_classes else None
+
+
 def _ascending(value: Any) -> tuple[float, ...] | None:
     found = numbers(value)
     if found is None or len(found) > MOST or any(a > b for a, b in pairwise(found)):
@@ -182,8 +209,11 @@ def _ascending(value: Any) -> tuple[float, ...] | None:
     return found if not found or (found[0] >= 0 and found[-1] <= _HIGHEST) else None
 
 
-def _fits(count: Any, n_scores: int) -> bool:
-    """Tell whether so many scores can stand for so many images."""
-    if not isinstance(count, int) or isinstance(count, bool) or not n_scores <= count < 2**53:
-        return False
-    return n_scores > 0 or count == 0
+def _counts(value: Any, n_classes: int) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or len(value) != n_classes:
+        return None
+    return tuple(value) if all(_is_count(n) for n in value) else None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53

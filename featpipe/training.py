@@ -83,7 +83,7 @@ class _Learnt:
     @classmethod
     def of(cls, fitted: Fitted, rows: Ints, n_folds: int, unseen: Unseen, **how: Any) -> _Learnt:
         """Keep of what was said of unseen images what a head carries: of many that is little."""
-        conformal = fit_conformal(unseen.probabilities, unseen.y)
+        conformal = fit_conformal(unseen.probabilities, unseen.y, unseen.units)
         reference = reference_of(unseen.probabilities)
         return cls(replace(fitted, scores=None), rows, n_folds, conformal, reference, **how)
 
@@ -348,7 +348,7 @@ class _Training:
         if estimate:
             self._say_unmeasured(rows, found.measured)
         held = found.measured if estimate else None
-        unseen = unseen_by_head(found.fitted, vectors, rows.y, found.watched)
+        unseen = unseen_by_head(found.fitted, vectors, rows.y, rows.units, found.watched)
         return _Learnt.of(
             found.fitted, found.learnt, found.n_folds, unseen, in_passes=True, held=held
         )

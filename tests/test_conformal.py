@@ -44,7 +44,9 @@ def test_coverage_is_what_was_promised(coverage: float, decimals: int) -> None:
     hits = 0
     for seed in range(400):
         p, y = drawn(110, 3, seed, decimals)
-        hits += covered(fit_conformal(p[:60], y[:60]), p[60:], y[60:], coverage).sum()
+        hits += covered(
+            fit_conformal(p[:60], y[:60], np.arange(60)), p[60:], y[60:], coverage
+        ).sum()
     # Images of one draw share its scores: the spread of a draw's coverage is that of a beta.
     spread = math.sqrt(coverage * (1 - coverage) * (1 / 62 + 1 / 50) / 400)
     rate = hits / (400 * 50)
@@ -57,7 +59,7 @@ def test_each_class_has_the_coverage_where_that_is_asked_for() -> None:
     """Rare ones, too: of 40,000 images each class is covered within a point of the promise."""
     p, y = drawn(40_000, 4, 0)
     half = len(y) // 2
-    found = fit_conformal(p[:half], y[:half])
+    found = fit_conformal(p[:half], y[:half], np.arange(half))
     each = covered(found, p[half:], y[half:], 0.9, per_class=True)
     for k in range(4):
         at = y[half:] == k
@@ -72,7 +74,7 @@ def test_a_class_that_is_worse_known_is_covered_less_unless_it_has_limits_of_its
     y = np.arange(8000) % 2
     odds = rng.normal(size=8000) + np.where(y == 1, 0.5, -3.0)
     p = np.column_stack([1 / (1 + np.exp(odds)), 1 / (1 + np.exp(-odds))])
-    found = fit_conformal(p[:4000], y[:4000])
+    found = fit_conformal(p[:4000], y[:4000], np.arange(4000))
     new, true = p[4000:], y[4000:]
     assert covered(found, new, true, 0.8)[true == 1].mean() < 0.7
     assert abs(covered(found, new, true, 0.8, per_class=True)[true == 1].mean() - 0.8) < 0.03
@@ -84,7 +86,7 @@ def test_a_higher_promise_takes_no_label_away(
 ) -> None:
     """Sets grow with the coverage, with ties and without, and hold all where data are too few."""
     p, y = drawn(n, n_classes, seed, 1 if ties else 12)
-    found = fit_conformal(p, y)
+    found = fit_conformal(p, y, np.arange(len(y)))
     sets = [within(p, found.limits(c, per_class=per_class)) for c in (0.05, 0.5, 0.8, 0.95, 0.999)]
     for smaller, larger in pairwise(sets):
         assert not (smaller & ~larger).any()
@@ -95,31 +97,69 @@ def test_a_higher_promise_takes_no_label_away(
 def test_the_limit_is_the_score_at_its_place(n: int, coverage: float) -> None:
     """Of n scores 1/n, 2/n … the one at place ⌈(n + 1) · coverage⌉, or none."""
     own = np.arange(1, n + 1) / n
-    found = fit_conformal(np.column_stack([1 - own, own]), np.zeros(n, dtype=np.int64))
+    found = fit_conformal(
+        np.column_stack([1 - own, own]), np.zeros(n, dtype=np.int64), np.arange(n)
+    )
     place = math.ceil((n + 1) * coverage - 1e-9)
     expected = math.inf if place > n else place / n
     assert found.limits(coverage) == pytest.approx([expected, expected], rel=2e-6)
 
 
+def test_images_of_few_groups_take_a_higher_place() -> None:
+    """Ten groups of six images are ten cases, not sixty: ⌈11 · 0.8⌉ of 10, so 54 of 60 scores."""
+    own = np.arange(1, 61) / 61
+    p, y = np.column_stack([1 - own, own]), np.zeros(60, dtype=np.int64)
+    assert fit_conformal(p, y, np.arange(60)).limits(0.8)[0] == pytest.approx(49 / 61, rel=2e-6)
+    grouped = fit_conformal(p, y, np.repeat(np.arange(10), 6))
+    assert grouped.limits(0.8) == pytest.approx([54 / 61, 54 / 61], rel=2e-6)
+    assert grouped.limits(0.8, per_class=True)[0] == pytest.approx(54 / 61, rel=2e-6)
+    assert np.isinf(grouped.limits(0.95)[0])
+
+
+def test_groups_are_covered_as_promised() -> None:
+    """Images of a group are much alike: images of new groups are covered, though there are ten.
+
+    The promise is 0.9; as if all images came alone it would be missed.
+    """
+    rng = np.random.default_rng(0)
+    covers, alone = [], []
+    for _ in range(400):
+        own, new = (1 / (1 + np.exp(-_grouped(rng, n))) for n in (10, 200))
+        p, y = np.column_stack([1 - own, own]), np.zeros(len(own), dtype=np.int64)
+        for units, found in ((np.repeat(np.arange(10), 20), covers), (np.arange(200), alone)):
+            found.append(np.mean(new <= fit_conformal(p, y, units).limits(0.9)[0]))
+    assert 0.9 < np.mean(covers) < 0.95
+    assert np.mean(alone) < 0.89
+
+
+def _grouped(rng: np.random.Generator, n_groups: int):
+    return np.repeat(rng.normal(size=n_groups), 20) + 0.1 * rng.normal(size=20 * n_groups)
+
+
 def test_of_very_many_scores_quantiles_are_kept_on_the_safe_side() -> None:
     """They are few, and sets by them are never smaller than by all, and hardly larger."""
     p, y = drawn(30_000, 3, 1)
-    found = fit_conformal(p, y)
+    found = fit_conformal(p, y, np.arange(len(y)))
     assert [len(part) for part in found.scores] == [MOST] * 3
     assert sum(found.counts) == 30_000
     every = Conformal(
-        tuple(tuple(np.sort(1 - p[y == k, k]).tolist()) for k in range(3)), found.counts
+        tuple(tuple(np.sort(1 - p[y == k, k]).tolist()) for k in range(3)),
+        found.counts,
+        found.units,
+        found.all_units,
     )
     for coverage in COVERAGES:
         few, all_of_them = found.limits(coverage)[0], every.limits(coverage)[0]
         assert all_of_them <= few < all_of_them + 0.01
-    many = fit_conformal(np.full((2000, 1000), 0.001), np.repeat(np.arange(2), 1000))
+    many = fit_conformal(
+        np.full((2000, 1000), 0.001), np.repeat(np.arange(2), 1000), np.arange(2000)
+    )
     assert max(len(part) for part in many.scores) == MOST_IN_ALL // 1000
 
 
 def test_a_promise_must_be_a_share() -> None:
     """Neither 0 nor 1, which no data can keep, nor 90."""
-    found = fit_conformal(*drawn(20, 2, 0))
+    found = fit_conformal(*drawn(20, 2, 0), np.arange(20))
     for wrong in (0.0, 1.0, 90.0, math.nan):
         with pytest.raises(ValueError, match="coverage must lie between 0 and 1, not"):
             found.limits(wrong)
@@ -127,8 +167,11 @@ def test_a_promise_must_be_a_share() -> None:
 
 def test_it_is_read_as_it_was_written() -> None:
     """By way of plain values."""
-    found = fit_conformal(*drawn(50, 3, 0))
+    found = fit_conformal(*drawn(50, 3, 0), np.arange(50))
     assert Conformal.read(found.to_json(), 3) == found
+
+
+GOOD = {"scores": [[0.1], [0.2]], "counts": [1, 1], "units": [1, 1], "all_units": 2}
 
 
 @pytest.mark.parametrize(
@@ -137,25 +180,33 @@ def test_it_is_read_as_it_was_written() -> None:
         None,
         [],
         {},
-        {"scores": [[0.1]], "counts": [1]},
-        {"scores": [[0.1], "ab"], "counts": [1, 2]},
-        {"scores": [[0.1], [0.2]], "counts": [1, True]},
-        {"scores": [[0.1], [0.2]], "counts": [1, 1.0]},
-        {"scores": [[0.1], [0.2]], "counts": [1, 10**400]},
-        {"scores": [[0.1], [0.2]], "counts": [1, 0]},
-        {"scores": [[0.1], []], "counts": [1, 3]},
-        {"scores": [[], []], "counts": [0, 0]},
-        {"scores": [[0.2, 0.1], [0.2]], "counts": [2, 1]},
-        {"scores": [[math.nan], [0.2]], "counts": [1, 1]},
-        {"scores": [[-0.1], [0.2]], "counts": [1, 1]},
-        {"scores": [[0.1], [10**400]], "counts": [1, 1]},
-        {"scores": [[0.1], [2.0]], "counts": [1, 1]},
-        {"scores": [[0.1] * (MOST + 1), [0.2]], "counts": [5000, 1]},
-        {"scores": {"0": [0.1]}, "counts": [1, 1]},
+        GOOD | {"scores": [[0.1]]},
+        GOOD | {"scores": [[0.1], "ab"]},
+        GOOD | {"counts": [1, True]},
+        GOOD | {"counts": [1, 1.0]},
+        GOOD | {"counts": [1, 10**400]},
+        GOOD | {"counts": [1, 0]},
+        GOOD | {"counts": [1]},
+        GOOD | {"scores": [[0.1], []]},
+        {"scores": [[], []], "counts": [0, 0], "units": [0, 0], "all_units": 0},
+        GOOD | {"scores": [[0.2, 0.1], [0.2]], "counts": [2, 1]},
+        GOOD | {"scores": [[math.nan], [0.2]]},
+        GOOD | {"scores": [[-0.1], [0.2]]},
+        GOOD | {"scores": [[0.1], [10**400]]},
+        GOOD | {"scores": [[0.1], [2.0]]},
+        GOOD | {"scores": [[0.1] * (MOST + 1), [0.2]], "counts": [5000, 1]},
+        GOOD | {"scores": {"0": [0.1]}},
+        GOOD | {"units": [1, 2]},
+        GOOD | {"units": [1, 0]},
+        GOOD | {"units": "11"},
+        GOOD | {"all_units": 3},
+        GOOD | {"all_units": 0},
+        GOOD | {"all_units": "2"},
     ],
 )
 def test_what_is_amiss_is_not_read(value: object) -> None:
     """Whatever stands there, nothing but None comes of it."""
+    assert Conformal.read(GOOD, 2) is not None
     assert Conformal.read(value, 2) is None
 
 

@@ -21,7 +21,9 @@ from featpipe.scoring.prediction import set_of
 from featpipe.scoring.sets import Sets, said
 from featpipe.types import Progress
 
-TOO_FEW = "every set holds all labels: a coverage of 0.99 takes 99 training images at least"
+TOO_FEW = (
+    "every set holds all labels: a coverage of 0.99 takes 99 training images, or groups, at least"
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_too_few_images_for_the_promise_are_told(many: Path, head_folder: Path) 
     summary = score(many, head_folder, conformal=0.94, conformal_per_class=True)
     assert summary.notes == (
         "every set holds 1 of 2 labels (a|b): a coverage of 0.94 in each class takes 16 training "
-        "images of it",
+        "images, or groups, of it",
     )
 
 

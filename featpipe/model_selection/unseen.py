@@ -35,10 +35,13 @@ class Unseen:
     probabilities : ndarray of float64, (n, K)
     y : ndarray of int, (n,)
         True classes.
+    units : ndarray of int, (n,)
+        What belongs together.
     """
 
     probabilities: Floats
     y: Ints
+    units: Ints
 
 
 def unseen_by_folds(
@@ -74,10 +77,16 @@ def unseen_by_folds(
     if scores is None or more > n_splits:
         folds = make_folds(y, units, max(n_splits, more), seed, classes)
         scores = held_out_scores(spec, fitted.parameters, X, y, folds, seed=seed)
-    return Unseen(fitted.calibrator.probabilities(scores), y)
+    return Unseen(fitted.calibrator.probabilities(scores), y, units)
 
 
-def unseen_by_head(fitted: Fitted, X: Rows, y: Ints, positions: Ints) -> Unseen:  # noqa: N803
+def unseen_by_head(
+    fitted: Fitted,
+    X: Rows,  # noqa: N803
+    y: Ints,
+    units: Ints,
+    positions: Ints,
+) -> Unseen:
     """Ask the head itself about rows that its weights were not fitted on."""
     ordered = X.reading_order(positions)
     with quiet_and_single():
@@ -85,4 +94,6 @@ def unseen_by_head(fitted: Fitted, X: Rows, y: Ints, positions: Ints) -> Unseen:
             class_scores(fitted.pipeline, X[ordered[start : start + _AT_ONCE]])
             for start in range(0, len(ordered), _AT_ONCE)
         ]
-    return Unseen(fitted.calibrator.probabilities(np.concatenate(scores)), y[ordered])
+    return Unseen(
+        fitted.calibrator.probabilities(np.concatenate(scores)), y[ordered], units[ordered]
+    )

@@ -57,12 +57,12 @@ class Sets:
         if not self.per_class:
             return (
                 f"every set holds all labels: a coverage of {self.coverage:g} takes {least:,} "
-                "training images at least"
+                "training images, or groups, at least"
             )
         shown = ", ".join(printable(name) for name in unlimited[:5])
         return (
             f"every set holds {len(unlimited)} of {len(self.classes)} labels ({shown}): a coverage "
-            f"of {self.coverage:g} in each class takes {least:,} training images of it"
+            f"of {self.coverage:g} in each class takes {least:,} training images, or groups, of it"
         )
 
 

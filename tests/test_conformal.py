@@ -230,6 +230,22 @@ def test_a_fitted_head_makes_sets(tmp_path: Path) -> None:
     assert loaded.predict_sets(X, 0.9, per_class=True) != [tuple(made.classes)] * len(X)
 
 
+def test_a_head_that_is_fitted_in_passes_makes_sets(tmp_path: Path) -> None:
+    """Its scores are those of the images that have watched the passes, by the head itself."""
+    X, labels = small(3, 24)
+    store = make_store(tmp_path / "store", X, labels, splits=["train"] * 66 + ["test"] * 6)
+    made = fit(store, "logreg", stream=True, check=False)
+    assert made.conformal is not None
+    assert made.reference is not None
+    assert 0 < sum(made.conformal.counts) == made.reference.n_images < 66
+    own = sorted(score for part in made.conformal.scores for score in part)
+    p = made.predict_proba(X)
+    places = [made.classes.index(label) for label in labels]
+    every = 1 - p[np.arange(len(X)), places]
+    assert all(np.isclose(every, score, rtol=1e-4, atol=1e-9).any() for score in own)
+    assert len(made.predict_sets(X, 0.5)) == len(X)
+
+
 @pytest.mark.parametrize("field", ["conformal", "reference"])
 @pytest.mark.parametrize("value", [None, 1, {}, {"scores": 1, "counts": 1, "confidence": 1}])
 def test_a_forged_entry_is_refused(field: str, value: object, tmp_path: Path) -> None:

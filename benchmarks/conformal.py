@@ -9,10 +9,11 @@ Random splits  70 % to learn on and 30 % to measure on, drawn by units, so that 
 together; of brain_mri's Training alone. Images of both sides are exchangeable, as the promise
 wants it. Means over the splits, with the standard error of the mean.
 
-Ways  The same splits, with what featpipe does changed in one thing: the five folds of tuning in
-place of more, and besides the calibrator fitted without the fold; or another score, the sum of
-probabilities down to the label (APS, Romano, Sesia, Candès 2020, without their draw of chance), and
-that with a penalty on large sets (RAPS, Angelopoulos et al. 2021, 0.01 for each further label).
+Ways  The same splits, by images alone, with what featpipe does changed in one thing: the five folds
+of tuning in place of more, and with it the calibrator fitted without the fold; or another
+score, the sum of probabilities down to the label (APS, Romano, Sesia, Candès 2020, without their
+draw of chance), and that with a penalty on large sets (RAPS, Angelopoulos et al. 2021, 0.01 a
+further label).
 """
 
 from __future__ import annotations

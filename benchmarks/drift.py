@@ -25,9 +25,9 @@ import numpy as np
 from conformal import stores
 from numpy.typing import NDArray
 
-from featpipe.drift import TESTS, drift
 from featpipe.heads import Head
 from featpipe.heads.persistence import short_key
+from featpipe.monitoring import TESTS, drift
 from featpipe.splits import divide
 from featpipe.store import EmbeddingStore, Index, Manifest, Outcome, StoreWriter
 from featpipe.training import fit

@@ -24,11 +24,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from featpipe.backbones import Backbone, load_backbone
     from featpipe.bundling import bundle
-    from featpipe.drift import drift
     from featpipe.embedding import embed
     from featpipe.evaluation import compare, evaluate, few_shot_curve, probe
     from featpipe.heads import Head, load_head
     from featpipe.inspection import explain
+    from featpipe.monitoring import drift
     from featpipe.scoring import score
     from featpipe.store import EmbeddingStore
     from featpipe.training import fit
@@ -41,7 +41,7 @@ _HOMES = {
     "ImageEmbedder": "featpipe.transformer",
     "bundle": "featpipe.bundling",
     "compare": "featpipe.evaluation",
-    "drift": "featpipe.drift",
+    "drift": "featpipe.monitoring",
     "embed": "featpipe.embedding",
     "evaluate": "featpipe.evaluation",
     "explain": "featpipe.inspection",

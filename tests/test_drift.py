@@ -12,8 +12,10 @@ import pytest
 from scipy.stats import fisher_exact, ks_2samp
 
 from featpipe import drift, fit
-from featpipe.drift import TESTS
-from featpipe.drift.samples import (
+from featpipe.errors import FingerprintError, LabelError, SourceError
+from featpipe.heads import Head
+from featpipe.monitoring import TESTS
+from featpipe.monitoring.samples import (
     beyond_rank,
     holm,
     how_much_below_uniform,
@@ -21,9 +23,7 @@ from featpipe.drift.samples import (
     more_often,
     rates_differ,
 )
-from featpipe.drift.vectors import told_apart, training_vectors
-from featpipe.errors import FingerprintError, LabelError, SourceError
-from featpipe.heads import Head
+from featpipe.monitoring.vectors import told_apart, training_vectors
 from featpipe.reference import MOST, Reference, reference_of
 from featpipe.scoring.formats import row_writer
 from featpipe.scoring.prediction import Prediction, decide

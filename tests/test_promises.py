@@ -203,9 +203,13 @@ def test_import_is_light() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    """Each name in ``__all__`` can be had, has a docstring, and an unknown one is an error."""
+    """Each name in ``__all__`` can be had, has a docstring, and an unknown one is an error.
+
+    None is that of a package: once something has imported it, the name would mean the package.
+    """
     for name in featpipe.__all__:
         assert getattr(featpipe, name).__doc__, name
+        assert not (ROOT / "featpipe" / name).exists()
     with pytest.raises(AttributeError) as caught:
         _ = featpipe.nothing
     assert str(caught.value) == "module 'featpipe' has no attribute 'nothing'"

@@ -57,7 +57,7 @@ def drift(
     The exit code is 9 where one of them alarms, 0 where none does, or where there are too few
     images to tell.
     """
-    from featpipe.drift import drift as check
+    from featpipe.monitoring import drift as check
 
     found = check(head, incoming, baseline=baseline, split=split, skip=skip, alpha=alpha)
     for note in found.notes:

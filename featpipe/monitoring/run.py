@@ -12,10 +12,13 @@ from typing import TypeAlias
 import numpy as np
 
 from featpipe._files import printable
-from featpipe.drift.observed import Observed, observe_store
-from featpipe.drift.reading import SUFFIXES, read_scores
-from featpipe.drift.report import DriftReport, Finding
-from featpipe.drift.samples import (
+from featpipe.errors import SourceError
+from featpipe.evaluation.measure import require_same_backbone
+from featpipe.heads import Head, load_head
+from featpipe.monitoring.observed import Observed, observe_store
+from featpipe.monitoring.reading import SUFFIXES, read_scores
+from featpipe.monitoring.report import DriftReport, Finding
+from featpipe.monitoring.samples import (
     Ints,
     beyond_rank,
     holm,
@@ -24,10 +27,7 @@ from featpipe.drift.samples import (
     more_often,
     rates_differ,
 )
-from featpipe.drift.vectors import told_apart, training_vectors
-from featpipe.errors import SourceError
-from featpipe.evaluation.measure import require_same_backbone
-from featpipe.heads import Head, load_head
+from featpipe.monitoring.vectors import told_apart, training_vectors
 from featpipe.store import EmbeddingStore
 
 ALPHA = 0.001

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from featpipe._files import first_line, guard_cell, printable
-from featpipe.drift.observed import Observed
 from featpipe.errors import LabelError, SourceError
+from featpipe.monitoring.observed import Observed
 
 ANSWERED = ("ok", "uncertain", "unknown")
 """Statuses of images that a head has looked at."""

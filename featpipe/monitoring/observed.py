@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe._files import printable
-from featpipe.drift.vectors import MOST
 from featpipe.errors import LabelError
 from featpipe.heads import Head
 from featpipe.heads.persistence import short_key
 from featpipe.labelled import units_of_rows
+from featpipe.monitoring.vectors import MOST
 from featpipe.reference import DECIMALS
 from featpipe.store import EmbeddingStore
 from featpipe.vectors import StoredVectors

@@ -144,7 +144,7 @@ def _fixed_point(graph: Graph, values: str, short: bool) -> tuple[str, str]:
     add, number = graph.add, _doubles(graph)
     weights = add("Div", values, graph.sum(values, -1))
     scale = _scale(graph, weights) if short else number(2.0**_BITS)
-    weights = add("Div", add("Round", add("Mul", weights, scale)), scale)
+    weights = add("Div", _away_from_zero(graph, add("Mul", weights, scale)), scale)
     surplus = add("Sub", graph.sum(weights, -1), number(1.0))
     shift = add("Add", add("Mul", surplus, number(_MIDDLE)), number(0.5))
     return graph.cast(weights, FLOAT), graph.cast(shift, FLOAT)
@@ -155,9 +155,16 @@ def _scale(graph: Graph, weights: str) -> str:
     add, number = graph.add, _doubles(graph)
     largest = graph.max(graph.max(graph.max(weights, -1), -2), -3)
     powers = 2.0 ** np.arange(1, _BITS)
-    fits = add("Less", add("Round", add("Mul", largest, number(powers))), number(2.0**15))
+    multiples = _away_from_zero(graph, add("Mul", largest, number(powers)))
+    fits = add("Less", multiples, number(2.0**15))
     count = graph.sum(graph.cast(fits, INT64), -1)
     return add("Gather", number(2.0 ** np.arange(_BITS)), count)
+
+
+def _away_from_zero(graph: Graph, x: str) -> str:
+    """Round as both resizes do: a half, which Round takes to the even number, away from zero."""
+    nearest = graph.add("Floor", graph.add("Add", graph.add("Abs", x), _doubles(graph)(0.5)))
+    return graph.add("Mul", graph.add("Sign", x), nearest)
 
 
 def _nearest(graph: Graph, x: str) -> str:
@@ -200,11 +207,6 @@ def _sinc(graph: Graph, x: str) -> str:
 
 
 _FILTERS = {"nearest": _nearest, "bilinear": _bilinear, "bicubic": _bicubic, "lanczos": _lanczos}
-
-
-def _rows(graph: Graph, images: str, down: _Pass) -> str:
-    """Return the rows of pictures that the second pass will ask for."""
-    return graph.add("Slice", images, down.first, down.end, graph.integers(1))
 
 
 def _along_rows(graph: Graph, planes: str, across: _Pass, crop: int) -> str:

@@ -242,9 +242,22 @@ def test_a_vector_of_zeros_is_classified():
         head, _, X = fitted(name, 3)
         nothing = np.zeros_like(X[:1])
         found = classifier(head, np.float32)(nothing)[0]
-        assert np.isfinite(found).all()
-        if name != "knn":
-            assert np.abs(found - head.predict_proba(nothing)).max() < 1e-5
+        assert np.abs(found - head.predict_proba(nothing)).max() < 1e-5
+
+
+def test_a_training_vector_of_zeros_is_a_neighbour():
+    """It is as far from all vectors as one at a right angle, from one of zeros, too."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(9, 6)).astype(np.float32), np.repeat(np.arange(3), 3)
+    X[4] = 0
+    parameters = {"n_neighbors": 9}
+    pipeline = HEADS["knn"].fit(parameters, X, y, 0)
+    classes, counts = ("a", "b", "c"), (3, 3, 3)
+    head = Head("knn", classes, pipeline, Temperature(1.0), card(6), parameters, counts)
+    queries = np.concatenate([X[4:5], rng.normal(size=(20, 6)).astype(np.float32)])
+    for dtype in (np.float32, np.float64):
+        found = classifier(head, dtype)(queries)[0]
+        assert np.abs(found - head.predict_proba(queries)).max() < 1e-5
 
 
 def test_constants_are_shared_and_names_have_a_prefix():

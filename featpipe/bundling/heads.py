@@ -141,6 +141,10 @@ class _Nodes:
         )
         squares = self._graph.sum(add("Mul", apart, apart), 2)
         distances = add("Mul", add("Squeeze", squares, self._graph.integers(2)), self._number(0.5))
+        bare = ~found.norms_.astype(bool)
+        if bare.any():
+            # A row without a direction is as far from all as one at a right angle.
+            distances = add("Add", distances, add("Gather", self._number(0.5 * bare), positions))
         same = add("Less", distances, self._number(_SAME))
         weights = add("Div", self._number(1.0), add("Where", same, self._number(_TINY), distances))
         labels = np.eye(self._n_classes)[found.labels_]

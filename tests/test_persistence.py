@@ -600,9 +600,11 @@ def vars_of(value: Head) -> dict:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
-@pytest.mark.parametrize("report", [{"data": []}, {"data": {"keys": [[]]}}, {"target": 5}])
+@pytest.mark.parametrize(
+    "report", [{"data": []}, {"data": {"keys": [[]]}}, {"target": 5}, {"estimate": []}]
+)
 def test_a_forged_report_is_refused(tmp_path, report) -> None:
-    """What `evaluate` reads of the report is looked at before it does."""
+    """What `evaluate` and `bundle` read of the report is looked at before they do."""
     X, labels = small(2, 6)
     store = make_store(tmp_path / "s", X, labels)
     folder = fit(store, "centroid", cv=2).save(tmp_path / "h")

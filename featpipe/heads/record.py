@@ -157,8 +157,10 @@ def _are_classes(value: Any) -> bool:
 
 
 def _is_report(value: Any) -> bool:
-    """Check what `evaluate` reads of it; the rest is for people."""
+    """Check what `evaluate` and `bundle` read of it; the rest is for people."""
     if not isinstance(value, dict) or not isinstance(value.get("target"), str | None):
+        return False
+    if not isinstance(value.get("estimate", {}), dict):
         return False
     data = value.get("data", {})
     keys = data.get("keys", []) if isinstance(data, dict) else None

@@ -14,6 +14,7 @@ import pytest
 from conftest import LIVING, PHOTOS, build_tiny_backbone
 from convnet import build_convnet
 from onnx import helper
+from PIL import Image
 
 import featpipe
 from featpipe.backbones import load_backbone
@@ -23,6 +24,7 @@ from featpipe.bundling.pictures import draw_pictures
 from featpipe.errors import BundleError, SourceError
 from featpipe.heads import HEADS, load_head
 from featpipe.images import decode_image, whole_picture
+from featpipe.ood import Novelty
 from featpipe.training import fit
 
 NAMES = ["label", "label_index", "probabilities", "embedding"]
@@ -128,6 +130,10 @@ def test_a_strangeness_that_differs_is_not_written(small, tmp_path, monkeypatch)
     with pytest.raises(BundleError) as error:
         bundle(of("logreg"), tmp_path / "c.onnx", model=model)
     assert "gives other out-of-distribution scores than the head" in str(error.value)
+    monkeypatch.setattr(verify, "MOST_APART_STRANGE", 1e9)
+    monkeypatch.setattr(Novelty, "scores", lambda _, X: np.full(len(X), np.nan))
+    with pytest.raises(BundleError, match=r"than the head \(nan apart"):
+        bundle(of("logreg"), tmp_path / "c.onnx", model=model)
     assert not (tmp_path / "c.onnx").exists()
 
 
@@ -235,6 +241,59 @@ def test_pictures_of_ones_own(small, tmp_path):
     shutil.copy(min(PHOTOS.glob("*.jpg")), folder)
     report = bundle(head, tmp_path / "c.onnx", images=folder, model=model)
     assert report.verified_on == "1 pictures of mine"
+
+
+def test_pictures_are_of_all_classes(small, tmp_path, monkeypatch):
+    """Of a listing that is not much longer than the sample, and where only a few fit, too."""
+    _, of, _ = small
+    for name, colour, n in (("black", 0, 60), ("white", 255, 30)):
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            Image.new("L", (4, 3), colour).save(tmp_path / name / f"{i:02d}.png")
+    drawn = draw_pictures(of("centroid"), tmp_path).pictures
+    assert len(drawn) == 48
+    assert {int(picture.max()) for picture in drawn} == {0, 255}
+    monkeypatch.setattr("featpipe.bundling.pictures._MOST_PIXELS", 100)
+    few = draw_pictures(of("centroid"), tmp_path).pictures
+    assert len(few) == 9
+    assert {int(picture.max()) for picture in few} == {0, 255}
+
+
+def test_a_batch_of_large_pictures_is_not_made(small, tmp_path, monkeypatch):
+    """Whether a batch mixes its images is seen on a corner of one, which fits into memory."""
+    _, of, model = small
+    (tmp_path / "large").mkdir()
+    Image.new("RGB", (1500, 900), (9, 90, 200)).save(tmp_path / "large" / "one.png")
+    real, shapes = verify._run, []
+
+    def seen(session, images, parts):
+        shapes.append(images.shape)
+        return real(session, images, parts)
+
+    monkeypatch.setattr(verify, "_run", seen)
+    bundle(of("logreg"), tmp_path / "c.onnx", images=tmp_path / "large", model=model)
+    assert shapes == [(1, 900, 1500, 3), *((n, 512, 512, 3) for n in (1, 2, 3))]
+
+
+@pytest.mark.parametrize("store", ["a\0b", "no such store", 5, None])
+def test_a_record_that_was_edited_names_no_pictures(small, store):
+    """A head from a stranger may name anything as its store: featpipe's own pictures stand in."""
+    _, of, _ = small
+    head = replace(of("centroid"), report={"data": {"store": store}})
+    assert draw_pictures(head, None).origin == "photographs that come with featpipe"
+
+
+def test_labels_that_utf_8_cannot_hold(small, tmp_path):
+    """They are escaped wherever the file has them: not every reader of JSON takes halves."""
+    _, of, model = small
+    head = replace(of("centroid"), classes=("caf\udce9", "a\nb \N{GRINNING FACE}"))
+    bundle(head, tmp_path / "c.onnx", model=model)
+    about = {
+        entry.key: json.loads(entry.value)
+        for entry in onnx.load(tmp_path / "c.onnx").metadata_props
+    }
+    escaped = ["caf\\udce9", "a\nb \N{GRINNING FACE}"]
+    assert about["featpipe.labels"] == about["featpipe.bundle"]["classes"] == escaped
 
 
 def test_what_does_not_agree_is_not_written(small, tmp_path, monkeypatch):
@@ -347,6 +406,13 @@ def test_command_refuses(small, tmp_path, run_cli, monkeypatch):
     assert (result.code, result.err) == (
         5,
         f"Error: cannot write a bundle to {tmp_path / 'c.bin'}: give a name that ends in .onnx\n",
+    )
+    (tmp_path / "folder.onnx").mkdir()
+    result = run_cli("bundle", head, "-o", tmp_path / "folder.onnx", "--model", model)
+    assert (result.code, result.err) == (
+        5,
+        f"Error: cannot write a bundle to {tmp_path / 'folder.onnx'}: it is a folder; give the "
+        "name of a file that ends in .onnx\n",
     )
     build_tiny_backbone(tmp_path / "other.onnx", name="other")
     result = run_cli("bundle", head, "-o", tmp_path / "c.onnx", "--model", tmp_path / "other.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from featpipe.store import EmbeddingStore
 from featpipe.types import Failure, ImageRef, Pixels
 
 MOST = 48
+_TRIED = 4 * MOST
 _MOST_PIXELS = 2**26
 
 
@@ -39,7 +41,7 @@ class Pictures:
 
 
 def draw_pictures(head: Head, images: SourceLike | None) -> Pictures:
-    """Return up to 48 pictures of a source, spread over its listing.
+    """Return up to 48 pictures of a source, drawn from all of its listing.
 
     Parameters
     ----------
@@ -52,29 +54,50 @@ def draw_pictures(head: Head, images: SourceLike | None) -> Pictures:
     SourceError
         When the source that was named has no image that can be decoded.
     """
-    source = _fitted_on(head) if images is None else open_source(images)
-    if source is None:
-        photos = tuple(whole_photographs())
-        return Pictures("photographs that come with featpipe", None, photos)
-    refs = list(source)
-    if not refs and images is not None:
+    if images is None:
+        photos = "photographs that come with featpipe"
+        return _fitted_on(head) or Pictures(photos, None, tuple(whole_photographs()))
+    source = open_source(images)
+    refs = _spread(source)
+    if not refs:
         raise SourceError(source.nothing_found())
-    found = tuple(_decoded(source, refs[:: max(1, len(refs) // MOST)]))
-    if found:
-        return Pictures(f"pictures of {printable(source.name)}", source, found)
-    if images is not None:
+    found = _pictures(source, refs)
+    if found is None:
         raise SourceError(
             f"no image in {printable(source.location)} can be decoded: give others with --images"
         )
-    return Pictures("photographs that come with featpipe", None, tuple(whole_photographs()))
+    return found
 
 
-def _fitted_on(head: Head) -> Source | None:
+def _fitted_on(head: Head) -> Pictures | None:
     path = head.report.get("data", {}).get("store")
     try:
-        return source_of(EmbeddingStore.open(path)) if isinstance(path, str) else None
-    except (StoreError, OSError):
+        source = source_of(EmbeddingStore.open(path)) if isinstance(path, str) else None
+        return None if source is None else _pictures(source, _spread(source))
+    # A path that has been edited may be no path at all: that is a ValueError.
+    except (StoreError, SourceError, OSError, ValueError):
         return None
+
+
+def _pictures(source: Source, refs: list[ImageRef]) -> Pictures | None:
+    found = tuple(_decoded(source, refs))
+    return Pictures(f"pictures of {printable(source.name)}", source, found) if found else None
+
+
+def _spread(source: Source) -> list[ImageRef]:
+    """Return images of all parts of a listing, in an order whose beginning is of all parts, too.
+
+    Drawn in one pass by Vitter's algorithm R (1985), with the same draws every time.
+    """
+    draw = random.Random(0)  # noqa: S311 - a sample, no secret
+    drawn: list[ImageRef] = []
+    for i, ref in enumerate(source):
+        if i < _TRIED:
+            drawn.append(ref)
+        elif (place := draw.randrange(i + 1)) < _TRIED:
+            drawn[place] = ref
+    draw.shuffle(drawn)
+    return drawn
 
 
 def _decoded(source: Source, refs: list[ImageRef]) -> Iterator[Pixels]:

@@ -16,6 +16,7 @@ from featpipe import __version__
 from featpipe._files import atomic_file, make_folder, printable, slug
 from featpipe.backbones import Backbone
 from featpipe.bundling.assemble import Parts, assemble, stamp
+from featpipe.bundling.graph import valid_text
 from featpipe.bundling.pictures import Pictures, draw_pictures
 from featpipe.bundling.verify import MOST_APART, Agreement, embedded, squares, verify
 from featpipe.errors import BundleError, SourceError
@@ -118,7 +119,8 @@ def bundle(
 
     Input ``images``: uint8 (N, H, W, 3), RGB, upright, of any size. Outputs: ``label`` (string),
     ``label_index`` (int64), ``probabilities`` (float32, N × classes), ``embedding`` (float32,
-    N × D). Resize, crop, scaling and calibration are inside; operators are those of ``ai.onnx``.
+    N × D), and of a head that knows how strange an image is ``ood_score`` and ``ood_p`` (float32,
+    N). Resize, crop, scaling and calibration are inside; operators are those of ``ai.onnx``.
 
     The file is compared with scikit-learn's head on real pictures before it is written: all
     labels must be equal, and no probability further apart than 1e-4.
@@ -160,7 +162,12 @@ def bundle(
 
 def check_output(path: Path) -> None:
     """Raise `BundleError` where a name is none of an ONNX file."""
-    if path.suffix.lower() != ".onnx" or path.is_dir():
+    if path.is_dir():
+        raise BundleError(
+            f"cannot write a bundle to {printable(str(path))}: it is a folder; give the name of a "
+            "file that ends in .onnx"
+        )
+    if path.suffix.lower() != ".onnx":
         raise BundleError(
             f"cannot write a bundle to {printable(str(path))}: give a name that ends in .onnx"
         )
@@ -282,7 +289,7 @@ def _about(report: BundleReport, head: Head) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "head": report.head,
-        "classes": list(report.classes),
+        "classes": [valid_text(name) for name in report.classes],
         "parameters": dict(head.parameters),
         "calibration": head.calibrator.to_json(),
         "backbone": dict(head.backbone),

@@ -105,10 +105,7 @@ class Bundle:
         except Exception as exc:
             # ONNX Runtime's exceptions have no public base class.
             raise ServeError(f"{path} is not a model that ONNX Runtime can read", 5) from exc
-        about = self._session.get_modelmeta().custom_metadata_map
-        if "featpipe.labels" not in about:
-            raise ServeError(f"{path} is no bundle: featpipe bundle makes one", 5)
-        self.labels: list[str] = json.loads(about["featpipe.labels"])
+        self.labels = labels_of(self._session, path)
         side = self._session.get_inputs()[0].shape[1]
         if not isinstance(side, str):
             raise ServeError(
@@ -138,6 +135,25 @@ class Bundle:
         best = int(found.argmax())
         each = {name: round(float(p), 6) for name, p in zip(self.labels, found, strict=True)}
         return Row(path, "ok", "", self.labels[best], float(found[best]), each)
+
+
+def labels_of(session: onnxruntime.InferenceSession, path: str | os.PathLike[str]) -> list[str]:
+    """Return the labels in a bundle's metadata, in the order of its probabilities."""
+    about = session.get_modelmeta().custom_metadata_map
+    if "featpipe.labels" not in about:
+        raise ServeError(f"{path} is no bundle: featpipe bundle makes one", 5)
+    try:
+        labels = json.loads(about["featpipe.labels"])
+    except ValueError:
+        labels = None
+    widths = [found.shape[-1] for found in session.get_outputs() if found.name == "probabilities"]
+    if not isinstance(labels, list) or widths != [len(labels)]:
+        raise ServeError(
+            f"{path} is damaged: its labels are not those of its probabilities: bundle the head "
+            "again",
+            5,
+        )
+    return [str(label) for label in labels]
 
 
 def pixels_of(data: bytes) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -188,6 +189,23 @@ def test_what_ends_it(place: Path, tiny_backbone: Path) -> None:
     done = serve("small.onnx", "photos", "--threads", "0")
     assert done.returncode == 2
     assert done.stderr.endswith("error: --threads must be 1 or more\n")
+
+
+@pytest.mark.parametrize("labels", ["[", "{}", '["one"]'])
+def test_a_damaged_bundle(place: Path, labels: str) -> None:
+    """Labels that are none, or too few, are told before any image is opened."""
+    model = onnx.load(place / "small.onnx")
+    for entry in model.metadata_props:
+        if entry.key == "featpipe.labels":
+            entry.value = labels
+    onnx.save(model, place / "small.onnx")
+    done = serve("small.onnx", "photos")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        5,
+        "",
+        "error: small.onnx is damaged: its labels are not those of its probabilities: bundle the "
+        "head again\n",
+    )
 
 
 @pytest.mark.usefixtures("place")

@@ -25,6 +25,7 @@ from featpipe.heads import Head
 BUNDLE_KEY, LABELS_KEY = "featpipe.bundle", "featpipe.labels"
 STRANGE = ("ood_score", "ood_p")
 """Outputs of a head that knows how strange an image is."""
+_OURS = ("label", "label_index", "probabilities", *STRANGE)
 _OLDEST, _UPGRADED = 13, 17
 _PREFIX = "featpipe/"
 _MAX_BYTES = 2**31 - 2**20
@@ -70,6 +71,7 @@ def assemble(parts: Parts) -> onnx.ModelProto:
     model = _standard(onnx.load_model_from_string(parts.backbone), parts.card.name)
     opset = next(entry.version for entry in model.opset_import if entry.domain in _STANDARD)
     before, after = Graph(opset, _PREFIX), Graph(opset, f"{_PREFIX}head/")
+    _rename(model.graph, {name: f"{_PREFIX}backbone/{name}" for name in _OURS})
     if parts.with_resize:
         _rename(model.graph, {INPUT: _PREFIX + INPUT})
         square = add_resize(before, INPUT, parts.card.resize, short_weights=parts.short_weights)
@@ -126,8 +128,11 @@ def _outputs(parts: Parts) -> list[onnx.ValueInfoProto]:
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = names.get(name, name)
+        for values in (node.input, node.output):
+            for i, name in enumerate(values):
+                values[i] = names.get(name, name)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
 
 
 def _standard(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -137,6 +142,11 @@ def _standard(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         raise BundleError(
             f"the backbone {name} needs operators of the domain {printable(min(foreign))}, which "
             "few runtimes have: nothing was written; export it with standard operators"
+        )
+    if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
+        raise BundleError(
+            f"the backbone {name} has branches or loops, which a bundle cannot hold: nothing was "
+            "written; export it without them"
         )
     opset = max(entry.version for entry in model.opset_import if entry.domain in _STANDARD)
     if opset >= _OLDEST:

@@ -8,7 +8,7 @@ and crop, head, calibration, labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from featpipe.bundling.assemble import STRANGE, Parts
 from featpipe.bundling.graph import valid_text
 from featpipe.errors import BundleError
 from featpipe.images import square_of
+from featpipe.ood import Novelty
 from featpipe.types import Pixels, Vectors
 
 MOST_APART = 1e-4
@@ -34,6 +35,8 @@ _NAMES = ["label", "label_index", "probabilities", EMBEDDING]
 _BATCHES = (2, 3)
 _CORNER = 512
 _TIED = 1e-6
+_STEPS = 2.5
+"""By fewer steps than this a p-value may be another: so many calibration scores may be equal."""
 
 Numbers = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -49,11 +52,14 @@ class Agreement:
     labels_equal : int
     largest_difference : float
         Of any two probabilities.
+    strangeness : float or None
+        The largest difference of out-of-distribution scores; None where the head has none.
     """
 
     images: int
     labels_equal: int
     largest_difference: float
+    strangeness: float | None = None
 
     @classmethod
     def of(cls, expected: Numbers, found: Numbers, classes: Ints | None = None) -> Agreement:
@@ -64,14 +70,21 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether all labels are equal and no probability is further apart than 1e-4."""
-        return self.labels_equal == self.images and self.largest_difference <= MOST_APART
+        """Whether all labels are equal and no number is further apart than it may be."""
+        return (
+            self.labels_equal == self.images
+            and self.largest_difference <= MOST_APART
+            and (self.strangeness is None or self.strangeness <= MOST_APART_STRANGE)
+        )
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"{self.labels_equal} of {self.images} labels equal, probabilities within "
             f"{self.largest_difference:.1g}"
         )
+        if self.strangeness is None:
+            return said
+        return f"{said}, out-of-distribution scores within {self.strangeness:.1g}"
 
 
 def squares(pictures: Sequence[Pixels], parts: Parts) -> Pixels:
@@ -94,9 +107,11 @@ def verify(data: bytes, parts: Parts, pictures: Sequence[Pixels]) -> Agreement:
     handed = pictures if parts.with_resize else list(ready)
     answers = [_run(session, picture[None], parts) for picture in handed]
     found, classes, strange = (np.concatenate(column) for column in zip(*answers, strict=True))
-    _check_strangeness(strange, vectors, parts)
     _check_batches(session, handed[0], parts)
-    return Agreement.of(expected, found, classes)
+    agreement = Agreement.of(expected, found, classes)
+    if parts.head.novelty is None:
+        return agreement
+    return replace(agreement, strangeness=_strangeness(strange, vectors, parts.head.novelty))
 
 
 def _check_batches(session: onnxruntime.InferenceSession, picture: Pixels, parts: Parts) -> None:
@@ -113,18 +128,16 @@ def _check_batches(session: onnxruntime.InferenceSession, picture: Pixels, parts
             )
 
 
-def _check_strangeness(found: Numbers, vectors: Vectors, parts: Parts) -> None:
-    """Raise where the scores of how strange pictures are, (n,), are not featpipe's."""
-    novelty = parts.head.novelty
-    if novelty is None:
-        return
-    apart = float(np.abs(found - novelty.scores(vectors)).max())
-    # Turned round, NaN would pass.
-    if not apart <= MOST_APART_STRANGE:
-        raise BundleError(
-            f"the bundle of {parts.card.name} gives other out-of-distribution scores than the "
-            f"head ({apart:.1g} apart where {MOST_APART_STRANGE:g} is allowed): nothing was written"
-        )
+def _strangeness(found: Numbers, vectors: Vectors, novelty: Novelty) -> float:
+    """Return how far scores and p-values, (n, 2), are from featpipe's at most.
+
+    A p-value counts as far as its score where another score would explain it.
+    """
+    scores, p_values = found.T.astype(np.float64)
+    apart = float(np.abs(scores - novelty.scores(vectors)).max())
+    # A score that is a calibration score but for its last digit may be counted on either side.
+    steps = np.abs(p_values - novelty.p_values_of(scores)) / novelty.smallest_p
+    return apart if steps.max() < _STEPS else float("inf")
 
 
 def embedded(backbone: bytes, ready: Pixels) -> Vectors:
@@ -149,9 +162,16 @@ def _session(data: bytes, name: str) -> onnxruntime.InferenceSession:
 def _run(
     session: onnxruntime.InferenceSession, images: Pixels, parts: Parts
 ) -> tuple[Numbers, Ints, Numbers]:
-    """Return probabilities, (n, K), classes and how strange pictures are, (n,); check labels."""
-    names = [*_NAMES, *(STRANGE[:1] if parts.head.novelty is not None else ())]
-    labels, classes, found, _, *strange = session.run(names, {INPUT: images})
+    """Return probabilities, (n, K), classes, scores and p-values, (n, 2); check the labels."""
+    names = [*_NAMES, *(STRANGE if parts.head.novelty is not None else ())]
+    try:
+        labels, classes, found, _, *strange = session.run(names, {INPUT: images})
+    except Exception as exc:
+        # As in `_session`.
+        raise BundleError(
+            f"the bundle of {parts.card.name} fails on a picture of {images.shape[2]} × "
+            f"{images.shape[1]}: {first_line(exc)}: nothing was written"
+        ) from exc
     texts = [valid_text(name) for name in parts.head.classes]
     # In 64 bits a class may be ahead of another by less than 32 bits can tell.
     behind = found.max(axis=1) - np.take_along_axis(found, classes[:, None], axis=1)[:, 0]
@@ -160,4 +180,4 @@ def _run(
             f"the bundle of {parts.card.name} gives labels that are not those of its "
             "probabilities: nothing was written; please report it"
         )
-    return found, classes, strange[0] if strange else np.empty(0)
+    return found, classes, np.stack(strange, axis=1) if strange else np.empty((len(found), 0))

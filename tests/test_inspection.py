@@ -492,6 +492,17 @@ def test_names_on_the_page_are_names(explained: Explanation, tmp_path: Path) -> 
     assert found.text.count(name) >= 4
 
 
+def test_neighbours_of_another_class_are_marked(explained: Explanation, tmp_path: Path) -> None:
+    """Those whose label is not the predicted one, and no others."""
+    image = explained.images[0]
+    assert image.seen is not None
+    own = replace(image.seen.nearest[0], label=image.seen.predicted.label)
+    seen = replace(image.seen, nearest=(own, replace(own, label="other"), own))
+    only = replace(explained, images=(replace(image, seen=seen),))
+    found: Page = read(write_page(only, tmp_path / "marked.html"))
+    assert [strong.get("class") for strong in found.of("strong")[-3:]] == [None, "wrong", None]
+
+
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_the_page_in_a_browser(page: Path, width: int, dark: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,15 @@ def test_failed_images_give_code_3(run_cli: Callable[..., Any], place: Path) -> 
     ]
     assert lines[-1] == "explained → out.png"
     assert Path("out.png").exists()
+
+
+def test_a_name_that_is_no_utf_8_has_an_escape_in_json(
+    run_cli: Callable[..., Any], place: Path
+) -> None:
+    """As in the rows of `score`: no half of a surrogate pair, which other programs refuse."""
+    Path(os.fsdecode(b"caf\xe9.jpg")).write_text("no image")
+    result = run_cli("explain", os.fsdecode(b"caf\xe9.jpg"), "--head", "heads/mine", "--json")
+    assert json.loads(result.out)["images"][0]["path"] == "caf\\xe9.jpg"
 
 
 def test_another_suffix_is_a_usage_error(run_cli: Callable[..., Any], photos: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe._files import escape_path
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED
 from featpipe.images import Box
 from featpipe.types import Pixels
@@ -113,7 +114,11 @@ class Neighbour:
 
     def to_json(self) -> dict[str, Any]:
         """Return it in plain values, without its pixels."""
-        return {"path": self.path, "label": self.label, "cosine": round(self.cosine, 6)}
+        return {
+            "path": escape_path(self.path),
+            "label": self.label,
+            "cosine": round(self.cosine, 6),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,7 @@ class Explained:
 
     def to_json(self) -> dict[str, Any]:
         """Return it in plain values."""
-        value: dict[str, Any] = {"path": self.path, "status": self.status}
+        value: dict[str, Any] = {"path": escape_path(self.path), "status": self.status}
         return {**value, **({"reason": self.reason} if self.seen is None else self.seen.to_json())}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -130,6 +131,7 @@ def test_counts_beyond_a_rank_have_their_exact_distribution() -> None:
     for k in (1, 2, 4, 6):
         assert beyond_rank(k, 6, 2, 9) == pytest.approx(np.mean(counts >= k), abs=0.015)
     assert beyond_rank(0, 6, 2, 9) == pytest.approx(1.0)
+    assert 0 < beyond_rank(200, 200, 50, 999) < 1e-50
 
 
 def test_more_often_is_fishers_test() -> None:
@@ -308,7 +310,7 @@ def test_a_former_head_has_little_to_compare_with(tmp_path: Path) -> None:
     )
     new = incoming(tmp_path / "new", 100, 1)
     found = drift(old, new)
-    assert found.drifted is False
+    assert (found.drifted, found.exit_code) == (None, 0)
     assert str(found) == f"Nothing could be compared for the 100 images of {tmp_path / 'new'}"
     fitted = "the head was fitted by a former featpipe; fit it again"
     assert dict(found.left_out) == {
@@ -456,6 +458,16 @@ def test_damaged_files_are_named(name: str, content: bytes, tmp_path: Path) -> N
     assert "\n" not in str(error.value)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Scores are read twice: what can be read once only is refused."""
+    os.mkfifo(tmp_path / "s.csv")
+    with pytest.raises(SourceError) as error:
+        drift(head(), tmp_path / "s.csv")
+    assert str(error.value) == (
+        f"{tmp_path / 's.csv'} is a device or a pipe: write the scores into a file first"
+    )
+
+
 def test_labels_of_another_head_are_refused(tmp_path: Path) -> None:
     """The file does not say which head made it; its labels do."""
     (tmp_path / "s.csv").write_bytes(HEADER + b"a,ok,,zebra,0.5,0.5\n")
@@ -548,7 +560,7 @@ def test_what_cannot_be_read(
 
 def test_usage_errors(run_cli: Callable, saved: Path, tmp_path: Path) -> None:
     """Exit code 2, not 9."""
-    for options in (["--alpha", "0"], ["--skip", "x"], ["--split", "x"]):
+    for options in (["--alpha", "0"], ["--alpha", "nan"], ["--skip", "x"], ["--split", "x"]):
         assert run_cli("drift", saved, tmp_path, *options).code == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,15 @@ def _three_numbers(
 def _number(text: str) -> float:
     numerator, _, denominator = text.partition("/")
     return float(numerator) / float(denominator or 1)
+
+
+def probability(
+    _context: click.Context, _option: click.Parameter, value: float | None
+) -> float | None:
+    """Refuse NaN, which lies in every range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no probability.")
+    return value
 
 
 def normalisation_options(default: str) -> Callable[[_F], _F]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from featpipe.commands._common import debug_option, print_json, say
+from featpipe.commands._common import debug_option, print_json, probability, say
 
 _TESTS = ("unknown", "strangeness", "rates", "confidence", "vectors")
 
@@ -35,6 +35,7 @@ _TESTS = ("unknown", "strangeness", "rates", "confidence", "vectors")
     "--alpha",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.001,
+    callback=probability,
     show_default=True,
     metavar="P",
     help="How often a check of unchanged images may alarm.",

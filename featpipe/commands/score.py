@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,19 +12,13 @@ from featpipe.commands._common import (
     device_options,
     models_dir_option,
     newest_head_said,
+    probability,
     progress_display,
     say,
 )
 
 if TYPE_CHECKING:
     from featpipe.scoring import ScoreSummary
-
-
-def _number(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN, which lies in every range."""
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is no probability.")
-    return value
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,14 +56,14 @@ def _number(_context: click.Context, _option: click.Parameter, value: float | No
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    callback=_number,
+    callback=probability,
     metavar="P",
     help="Below this probability the label stays empty, and the status is 'uncertain'.",
 )
 @click.option(
     "--reject",
     type=click.FloatRange(0, 1),
-    callback=_number,
+    callback=probability,
     metavar="P",
     help="An image that is stranger than all but this share of known ones, such as 0.01, gets no "
     "label, and the status 'unknown'.",
@@ -78,7 +71,7 @@ def _number(_context: click.Context, _option: click.Parameter, value: float | No
 @click.option(
     "--conformal",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    callback=_number,
+    callback=probability,
     metavar="P",
     help="Add a set of labels to each row: of images like those of training, this share of the "
     "sets, such as 0.9, holds the true label.",

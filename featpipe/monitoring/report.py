@@ -73,8 +73,8 @@ class DriftReport:
 
     @property
     def drifted(self) -> bool | None:
-        """Whether any test alarms; None where there are too few images to tell."""
-        if self.too_few:
+        """Whether any test alarms; None where there are too few images, or no test was made."""
+        if not self.findings:
             return None
         return any(finding.alarm for finding in self.findings)
 
@@ -85,7 +85,7 @@ class DriftReport:
 
     def __str__(self) -> str:
         many = f"{self.images:,} images of {self.incoming}"
-        if self.drifted is None:
+        if self.too_few:
             return self.too_few
         if not self.findings:
             return f"Nothing could be compared for the {many}"

@@ -128,6 +128,10 @@ def _observed(head: Head, asked: Asked, split: str | None, seed: int) -> Observe
         raise SourceError(
             f"{printable(str(path))} does not exist: name a store or a file of scores"
         )
+    if not path.is_file():
+        raise SourceError(
+            f"{printable(str(path))} is a device or a pipe: write the scores into a file first"
+        )
     if path.suffix.lower() not in SUFFIXES:
         raise SourceError(
             f"{printable(str(path))} is neither a store nor a file of scores: name a folder that "

@@ -81,7 +81,9 @@ def beyond_rank(count: int, n: int, rank: int, n_reference: int) -> float:
     Wilks 1941, "Determination of Sample Sizes for Setting Tolerance Limits".
     """
     n, count = _scaled(n, count)
-    return float(betabinom.sf(count - 1, n, rank, n_reference + 1 - rank))
+    # Summed from the far end: one minus the rest has no digits left where it is small.
+    beyond = betabinom.pmf(np.arange(n, count - 1, -1), n, rank, n_reference + 1 - rank)
+    return min(float(beyond.sum()), 1.0)
 
 
 def more_often(count: int, n: int, count_before: int, n_before: int) -> float:

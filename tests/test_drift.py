@@ -156,6 +156,15 @@ def test_rare_classes_are_taken_together() -> None:
     assert surprise[1] < 1e-9
 
 
+def test_many_rare_classes_are_no_difference() -> None:
+    """Of equally rare classes chance decides which are taken together, not which side has more."""
+    rng = np.random.default_rng(0)
+    even = np.full(20_000, 1 / 20_000)
+    found = rates_differ(rng.multinomial(1000, even), rng.multinomial(100_000, even))
+    assert found is not None
+    assert found[1] > 0.01
+
+
 def test_holm_never_turns_the_order_around() -> None:
     """By hand: 4 × 0.01, 3 × 0.02, then what was highest; never above 1."""
     assert holm([0.5, 0.01, 0.02, 0.02]) == pytest.approx([0.5, 0.04, 0.06, 0.06])

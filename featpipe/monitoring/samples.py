@@ -6,7 +6,9 @@ independently: of images that come in bursts there are fewer than they count.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,11 +133,15 @@ def _joined(table: Floats) -> Floats:
     """Add up the rarest columns until each is expected often enough in both rows."""
     table = table[:, table.sum(axis=0) > 0]
     share = table.sum(axis=1).min() / table.sum()
-    table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
-    while table.shape[1] > 1 and table[:, 0].sum() * share < _LEAST_EXPECTED:
-        table = np.column_stack([table[:, 0] + table[:, 1], table[:, 2:]])
-        table = table[:, np.argsort(table.sum(axis=0), kind="stable")]
-    return table
+    columns = [(now + once, at, now, once) for at, (now, once) in enumerate(table.T.tolist())]
+    heapify(columns)
+    newest = itertools.count(-1, -1)
+    while len(columns) > 1 and columns[0][0] * share < _LEAST_EXPECTED:
+        total, _, now, once = heappop(columns)
+        more, _, also_now, also_once = columns[0]
+        # Of equal ones the newest comes first: which side has more must not decide.
+        heapreplace(columns, (total + more, next(newest), now + also_now, once + also_once))
+    return np.array([column[2:] for column in columns]).T
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import fisher_exact, ks_2samp
 
 from featpipe import drift, fit
-from featpipe.errors import FingerprintError, LabelError, SourceError
+from featpipe.errors import FingerprintError, HeadError, LabelError, SourceError
 from featpipe.heads import Head
 from featpipe.monitoring import TESTS
 from featpipe.monitoring.samples import (
@@ -309,7 +309,9 @@ def test_too_few_images_say_nothing(tmp_path: Path) -> None:
 
 
 def test_a_former_head_has_little_to_compare_with(tmp_path: Path) -> None:
-    """Without reference and novelty: nothing could be compared, and why; with a baseline it can."""
+    """Without reference and novelty nothing can be compared, which is no success; with a baseline
+    it can.
+    """
     old = Head(
         **{
             f: getattr(head(), f)
@@ -318,17 +320,13 @@ def test_a_former_head_has_little_to_compare_with(tmp_path: Path) -> None:
         }
     )
     new = incoming(tmp_path / "new", 100, 1)
-    found = drift(old, new)
-    assert (found.drifted, found.exit_code) == (None, 0)
-    assert str(found) == f"Nothing could be compared for the 100 images of {tmp_path / 'new'}"
-    fitted = "the head was fitted by a former featpipe; fit it again"
-    assert dict(found.left_out) == {
-        "unknown": "the images have no ood_p",
-        "strangeness": "the images have no ood_p",
-        "rates": fitted,
-        "confidence": fitted,
-        "vectors": "the head has kept no training vectors",
-    }
+    with pytest.raises(HeadError) as error:
+        drift(old, new)
+    assert error.value.exit_code == 7
+    assert str(error.value) == (
+        "the head was fitted by a former featpipe, which kept nothing to compare with: fit it "
+        "again, or name images that were in order with --baseline"
+    )
     found = drift(old, new, baseline=incoming(tmp_path / "before", 100, 2))
     assert [f.test for f in found.findings] == ["rates", "confidence", "vectors"]
 

@@ -138,6 +138,13 @@ def test_what_a_later_featpipe_says_is_left_aside(saved: Path) -> None:
     assert load_head(saved).novelty is None
 
 
+@pytest.mark.parametrize("name", ["conformal", "reference"])
+def test_sets_and_references_of_a_later_featpipe(saved: Path, name: str) -> None:
+    """What such an entry holds is not looked at, either."""
+    edit(saved, lambda record: record.update({name: {"method": "of another kind", "of": 7}}))
+    assert getattr(load_head(saved), name) is None
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -106,10 +106,10 @@ class NoveltyEntry:
         return cls(rows, tuple(counts), tuple(map(float, calibration)), value["contents"])
 
 
-def is_of_another_method(value: Any) -> bool:
+def is_of_another_method(value: Any, known: str = METHOD) -> bool:
     """Tell whether an entry is of a kind that only a later featpipe knows."""
     method = value.get("method") if isinstance(value, Mapping) else None
-    return isinstance(method, str) and method != METHOD
+    return isinstance(method, str) and method != known
 
 
 def is_count(value: Any) -> bool:

@@ -52,7 +52,7 @@ from featpipe.heads.noveltyfile import (
     remove_other_novelties,
     write_novelty,
 )
-from featpipe.heads.record import FORMAT, KIND, Record, damaged, read_record
+from featpipe.heads.record import FORMAT, KIND, METHODS, Record, damaged, read_record
 from featpipe.heads.registry import HEADS
 from featpipe.heads.rowfile import (
     attach_rows,
@@ -185,7 +185,11 @@ def _calibration(head: Head) -> dict[str, Any]:
 def _further(head: Head) -> dict[str, Any]:
     """Return what a former featpipe does not look at, and reads the head without."""
     parts = {"conformal": head.conformal, "reference": head.reference}
-    return {name: part.to_json() for name, part in parts.items() if part is not None}
+    return {
+        name: {"method": METHODS[name], **part.to_json()}
+        for name, part in parts.items()
+        if part is not None
+    }
 
 
 def load_head(path: str | os.PathLike[str]) -> Head:

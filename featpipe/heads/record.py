@@ -20,6 +20,9 @@ from featpipe.reference import Reference
 _T = TypeVar("_T")
 
 KIND = "featpipe.head"
+METHODS: Mapping[str, str] = {"conformal": "1 - p", "reference": "out of fold"}
+"""What of entries is read that a head need not have; of another kind, by a later featpipe, they
+are as good as none."""
 FORMAT = 3
 """3 where a temperature is not all of the calibration, 2 where rows have a file of their own, else
 1: what needs no more is written so that a former featpipe reads it, too."""
@@ -130,7 +133,7 @@ def _further(
     path: Path, value: Mapping[str, Any], name: str, read: Callable[[Any, int], _T | None]
 ) -> _T | None:
     """Read what a head need not have: a former featpipe wrote none."""
-    if name not in value:
+    if name not in value or is_of_another_method(value[name], METHODS[name]):
         return None
     found = read(value[name], len(value["classes"]))
     if found is None:

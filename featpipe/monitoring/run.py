@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from featpipe._files import printable
-from featpipe.errors import SourceError
+from featpipe.errors import HeadError, SourceError
 from featpipe.evaluation.measure import require_same_backbone
 from featpipe.heads import Head, load_head
 from featpipe.monitoring.observed import Observed, observe_store
@@ -156,6 +156,12 @@ def _report(sides: _Sides, head: object, skip: Collection[str], alpha: float) ->
             outcomes[name] = found
         elif found:
             left_out.append((name, found))
+    if not outcomes and FITTED_BEFORE in dict(left_out).values():
+        # A job that finds nothing every night, because it compares nothing, must not go unseen.
+        raise HeadError(
+            "the head was fitted by a former featpipe, which kept nothing to compare with: fit it "
+            "again, or name images that were in order with --baseline"
+        )
     return DriftReport(
         head=repr(sides.head) if isinstance(head, Head) else str(head),
         incoming=new.name,

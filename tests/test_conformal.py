@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
+from test_persistence import AGAIN, edit, head
+from vectors import make_store, small
 
 from featpipe.conformal import MOST, MOST_IN_ALL, Conformal, fit_conformal, within
 from featpipe.errors import HeadError
 from featpipe.heads import load_head, save_head
 from featpipe.training import fit
-from tests.test_persistence import AGAIN, edit, head
-from tests.vectors import make_store, small
 
 COVERAGES = (0.8, 0.9, 0.95)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import fisher_exact, ks_2samp
+from test_persistence import head as plain_head
+from vectors import card, make_store
 
 from featpipe import drift, fit
 from featpipe.errors import FingerprintError, HeadError, LabelError, SourceError
@@ -29,8 +31,6 @@ from featpipe.reference import MOST, Reference, reference_of
 from featpipe.scoring.formats import row_writer
 from featpipe.scoring.prediction import Prediction, decide
 from featpipe.store import EmbeddingStore
-from tests.test_persistence import head as plain_head
-from tests.vectors import card, make_store
 
 CLASSES = ("a", "b", "c")
 

@@ -28,7 +28,7 @@ from featpipe import __version__
 from featpipe._files import content_key
 from featpipe.calibration import Isotonic, Sigmoid, Temperature
 from featpipe.errors import HeadError, WriteError
-from featpipe.heads import HEADS, Head, load_head, newest_head, persistence, save_head
+from featpipe.heads import HEADS, Head, load_head, newest_head, persistence, save_head, unpacking
 from featpipe.heads.arrays import arrays_digest, arrays_of, arrays_table
 from featpipe.heads.persistence import data_digest
 from featpipe.heads.record import CHECKS
@@ -290,9 +290,7 @@ def forged(saved: Path, change, name: str = "logreg", *, claim: bool = True) -> 
     """Refuse a model whose pipeline ``change`` has edited; ``claim`` lists its arrays, too."""
     source = head(name)
     save_head(source, saved)
-    pipeline = skops.io.loads(
-        (saved / "model.skops").read_bytes(), trusted=list(persistence.TRUSTED)
-    )
+    pipeline = skops.io.loads((saved / "model.skops").read_bytes(), trusted=list(unpacking.TRUSTED))
     pipeline = change(pipeline) or pipeline
     replace_model(saved, skops.io.dumps(pipeline), pipeline if claim else None)
     return refused(saved)

@@ -3,8 +3,9 @@ r"""Classify images with a bundle of ``featpipe bundle``, without featpipe.
     pip install onnxruntime numpy pillow
     python serve_onnx.py classifier.onnx photos/ one.jpg > predictions.csv
 
-One row an image, on standard output: path, status, reason, label, probability; with ``--json``
-one JSON object a line, which has the probability of every class. An image that cannot be read
+One row an image, on standard output: path, status, reason, label, probability, and ``ood_p``,
+how many of the known images look as strange; with ``--json`` one JSON object a line, which has
+the probability of every class. An image that cannot be read
 or decoded is a row with the reason. Resize, crop, network, head and calibration are in the
 bundle; what is left to do is `pixels_of`: upright, RGB, 8 bits.
 
@@ -57,7 +58,7 @@ TURNS = {
 }
 """What makes a picture upright, by its EXIF orientation."""
 FORMULA = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-COLUMNS = ("path", "status", "reason", "label", "probability")
+COLUMNS = ("path", "status", "reason", "label", "probability", "ood_p")
 
 
 class ServeError(Exception):
@@ -77,6 +78,7 @@ class Row:
     reason: str = ""
     label: str = ""
     probability: float | None = None
+    ood_p: float | None = None
     probabilities: dict[str, float] | None = None
 
 
@@ -106,6 +108,8 @@ class Bundle:
             # ONNX Runtime's exceptions have no public base class.
             raise ServeError(f"{path} is not a model that ONNX Runtime can read", 5) from exc
         self.labels = labels_of(self._session, path)
+        outputs = {output.name for output in self._session.get_outputs()}
+        self._asked = [name for name in ("probabilities", "ood_p") if name in outputs]
         side = self._session.get_inputs()[0].shape[1]
         if not isinstance(side, str):
             raise ServeError(
@@ -114,12 +118,13 @@ class Bundle:
                 5,
             )
 
-    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the probability of every class, (K,), for one picture, uint8 (H, W, 3)."""
-        found: NDArray[np.float32] = self._session.run(["probabilities"], {"images": pixels[None]})[
-            0
-        ]
-        return found.reshape(-1)
+    def answer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float | None]:
+        """Return the probability of every class, (K,), for one picture, uint8 (H, W, 3).
+
+        And how many of the known images look as strange, or None where the head cannot tell.
+        """
+        found, *strange = self._session.run(self._asked, {"images": pixels[None]})
+        return found.reshape(-1), round(float(strange[0][0]), 6) if strange else None
 
     def classify(self, path: str) -> Row:
         """Return the row of one image file; it never raises for anything about that file."""
@@ -128,13 +133,13 @@ class Bundle:
         except OSError as exc:
             return Row(path, "unreadable", exc.strerror or type(exc).__name__)
         try:
-            found = self.probabilities(pixels_of(data))
+            found, strange = self.answer(pixels_of(data))
         # Pillow's decoders meet hostile bytes with any exception.
         except Exception as exc:  # noqa: BLE001
             return Row(path, "undecodable", reason_of(exc))
         best = int(found.argmax())
         each = {name: round(float(p), 6) for name, p in zip(self.labels, found, strict=True)}
-        return Row(path, "ok", "", self.labels[best], float(found[best]), each)
+        return Row(path, "ok", "", self.labels[best], float(found[best]), strange, each)
 
 
 def labels_of(session: onnxruntime.InferenceSession, path: str | os.PathLike[str]) -> list[str]:
@@ -231,9 +236,10 @@ def write(rows: Iterable[Row], file: TextIO, *, as_json: bool) -> tuple[int, int
             values = {**asdict(row), "probability": rounded(row.probability)}
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
         else:
-            probability = "" if row.probability is None else f"{row.probability:.6f}"
             texts = (row.path, row.status, row.reason, row.label)
-            table.writerow([*map(harmless, texts), probability])
+            numbers = (row.probability, row.ood_p)
+            shown = ("" if number is None else f"{number:.6f}" for number in numbers)
+            table.writerow([*map(harmless, texts), *shown])
     return done, failed
 
 

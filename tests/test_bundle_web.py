@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from conftest import LIVING, PHOTOS
 from featpipe import embed, fit
 from featpipe.bundling import BundleOptions, bundle
 from featpipe.images import whole_picture
+from featpipe.ood import Novelty
 
 REPOSITORY = Path(__file__).parent.parent
 WEB = REPOSITORY / "examples" / "web"
@@ -70,6 +72,10 @@ def bundles(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         tune=False,
     )
     bundle(head, root / "small.onnx", model=tiny_backbone)
+    assert head.novelty is not None
+    # All of a hundred known images are less strange than any picture is to it.
+    narrow = Novelty(head.novelty.rows, head.novelty.counts, np.linspace(-99.0, -98.0, 99))
+    bundle(replace(head, novelty=narrow), root / "narrow.onnx", model=tiny_backbone)
     square = BundleOptions(resize=False)
     bundle(head, root / "square.onnx", model=tiny_backbone, options=square)
     files = {f"/{path.name}": path.read_bytes() for path in root.glob("*.onnx")}
@@ -149,6 +155,30 @@ def test_a_picture_is_classified(bundles: dict[str, bytes]) -> None:
     widths = [float(row[0].rstrip("%")) for row in found["rows"]]
     assert widths == pytest.approx([100 * probabilities[i] for i in order], abs=0.01)
     assert "/runtime/ort-wasm-simd-threaded.wasm" in server.asked
+
+
+def test_a_picture_that_is_unlike_all_others(bundles: dict[str, bytes]) -> None:
+    """A label stands for it, and beside it that it may be nothing the classifier knows."""
+    found, _ = ask(
+        bundles | {"/classifier.onnx": bundles["/narrow.onnx"]},
+        """
+        await until(() => text("status").startsWith("Ready"));
+        await drop("/cat.jpg");
+        await until(shown);
+        const out = { strange: text("strange"), status: text("status"), console: [] };
+        await give("bundle", "/small.onnx");
+        await until(() => text("status").startsWith("Ready"));
+        await drop("/cat.jpg");
+        await until(() => text("status").startsWith("cat.jpg: "));
+        await answer({ ...out, known: text("strange") });
+        """,
+    )
+    assert found["strange"] == (
+        "This may be nothing the classifier knows: 1.0 % of the images that it has learnt on look "
+        "as strange."
+    )
+    assert found["status"].endswith(" %, but unlike what is known")
+    assert found["known"] == ""
 
 
 def test_what_goes_wrong_is_a_sentence(bundles: dict[str, bytes]) -> None:

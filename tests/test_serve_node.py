@@ -79,6 +79,7 @@ def test_json_and_every_kind_of_picture(place: Path) -> None:
         assert [theirs[key] for key in same] == [ours[key] for key in same]
         if ours["status"] == "ok":
             assert theirs["probabilities"] == pytest.approx(ours["probabilities"], abs=1e-5)
+            assert theirs["ood_p"] == pytest.approx(ours["ood_p"], abs=1e-5)
 
 
 def test_bad_files_are_rows(place: Path) -> None:
@@ -94,14 +95,14 @@ def test_bad_files_are_rows(place: Path) -> None:
     done = serve("small.onnx", "odd", "@gone.jpg", "--threads", "1")
     assert (done.returncode, done.stderr) == (3, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "path,status,reason,label,probability"
+    assert lines[0] == "path,status,reason,label,probability,ood_p"
     assert lines[1].startswith('"odd/=1,""1"".jpg",ok,,')
     assert lines[2].startswith("odd/cut.jpg,undecodable,the image cannot be decoded (")
     assert lines[3:] == [
-        "odd/drawing.png,undecodable,not an image in a format that can be read,,",
-        "odd/empty.png,undecodable,not an image in a format that can be read,,",
-        "odd/gone.jpg,unreadable,No such file or directory,,",
-        "'@gone.jpg,unreadable,No such file or directory,,",
+        "odd/drawing.png,undecodable,not an image in a format that can be read,,,",
+        "odd/empty.png,undecodable,not an image in a format that can be read,,,",
+        "odd/gone.jpg,unreadable,No such file or directory,,,",
+        "'@gone.jpg,unreadable,No such file or directory,,,",
     ]
 
 

@@ -87,7 +87,8 @@ def test_the_same_as_featpipe(
     for ours, theirs in zip(expected, found, strict=True):
         assert (theirs["status"], theirs["reason"]) == ("ok", "")
         assert theirs["label"] == ours["label"]
-        assert float(theirs["probability"]) == pytest.approx(float(ours["probability"]), abs=1e-4)
+        for name in ("probability", "ood_p"):
+            assert float(theirs[name]) == pytest.approx(float(ours[name]), abs=1e-4)
 
 
 def test_bad_files_are_rows(place: Path) -> None:
@@ -120,7 +121,8 @@ def test_json_has_every_probability(place: Path) -> None:
     done = serve("small.onnx", "photos", "--json", "--threads", "1")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, len(rows)) == (0, 10)
-    assert list(rows[0]) == ["path", "status", "reason", "label", "probability", "probabilities"]
+    names = ["path", "status", "reason", "label", "probability", "ood_p", "probabilities"]
+    assert list(rows[0]) == names
     for row in rows:
         assert list(row["probabilities"]) == list(load_head("head").classes)
         assert row["probability"] == max(row["probabilities"].values())

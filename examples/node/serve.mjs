@@ -5,7 +5,7 @@
 //     node serve.mjs classifier.onnx photos/ one.jpg > predictions.csv
 //
 // Rows, options and exit codes are those of ../serve_onnx.py: path, status, reason, label,
-// probability; --json gives one object a line, with the probability of every class. 0: every
+// probability, ood_p; --json gives one object a line, with the probability of every class. 0: every
 // image has a label; 2: the command line was wrong; 3: some images failed; 4: there is no image;
 // 5: the bundle cannot be used; 141: whoever read the output has gone.
 
@@ -21,7 +21,7 @@ const SUFFIXES = new Set(
   ".jpg .jpeg .jpe .jfif .png .gif .bmp .dib .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif .tga"
     .split(" "),
 );
-const COLUMNS = ["path", "status", "reason", "label", "probability"];
+const COLUMNS = ["path", "status", "reason", "label", "probability", "ood_p"];
 const USAGE = "usage: node serve.mjs [--json] [--threads N] BUNDLE IMAGES...";
 
 process.stdout.on("error", (error) => process.exit(error.code === "EPIPE" ? 141 : 8));
@@ -113,16 +113,17 @@ async function decode(path) {
 }
 
 async function rowOf({ path, status, reason, pixels }, bundle) {
-  const failure = { path, status, reason, label: "", probability: null, probabilities: null };
-  if (status) return failure;
+  const failure = { path, status, reason, label: "", probability: null, ood_p: null };
+  if (status) return { ...failure, probabilities: null };
   try {
-    const { label, probabilities } = await bundle.classify(pixels);
+    const { label, probabilities, strange } = await bundle.classify(pixels);
     const each = [...probabilities].map((p, i) => [bundle.labels[i], rounded(p)]);
     const probability = rounded(Math.max(...probabilities));
-    const row = { path, status: "ok", reason: "", label, probability };
+    const ood_p = strange === null ? null : rounded(strange);
+    const row = { path, status: "ok", reason: "", label, probability, ood_p };
     return { ...row, probabilities: Object.fromEntries(each) };
   } catch (error) {
-    return { ...failure, status: "undecodable", reason: reasonOf(error) };
+    return { ...failure, status: "undecodable", reason: reasonOf(error), probabilities: null };
   }
 }
 
@@ -131,11 +132,12 @@ function rounded(value) {
 }
 
 /** Return a row of CSV; what a spreadsheet would take for a formula gets a `'`. */
-function line({ path, status, reason, label, probability }) {
+function line({ path, status, reason, label, probability, ood_p }) {
   const harmless = [path, status, reason, label].map((text) =>
     /^\s*[=+\-@＝＋－＠\t\r\n]|^'/.test(text) ? `'${text}` : text,
   );
-  const cells = [...harmless, probability === null ? "" : probability.toFixed(6)];
+  const numbers = [probability, ood_p].map((value) => (value === null ? "" : value.toFixed(6)));
+  const cells = [...harmless, ...numbers];
   return cells.map((c) => (/[",\r\n]/.test(c) ? `"${c.replaceAll('"', '""')}"` : c)).join(",");
 }
 

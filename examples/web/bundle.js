@@ -32,11 +32,18 @@ export class Bundle {
     this.labels = labels;
   }
 
-  /** Return label and probabilities (Float32Array, one a class) of a picture of `pixelsOf`. */
+  /**
+   * Return label and probabilities (Float32Array, one a class) of a picture of `pixelsOf`, and how
+   * many of the known images look as strange; null where the head cannot tell.
+   */
   async classify({ data, width, height }) {
     const images = new ort.Tensor("uint8", data, [1, height, width, 3]);
-    const found = await this.session.run({ images }, ["label", "probabilities"]);
-    return { label: found.label.data[0], probabilities: found.probabilities.data };
+    const asked = ["label", "probabilities", "ood_p"].filter((name) =>
+      this.session.outputNames.includes(name),
+    );
+    const found = await this.session.run({ images }, asked);
+    const strange = found.ood_p?.data[0] ?? null;
+    return { label: found.label.data[0], probabilities: found.probabilities.data, strange };
   }
 }
 

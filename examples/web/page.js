@@ -1,6 +1,7 @@
 // The page: takes a picture, hands it to the worker, shows what comes back.
 
 const MOST_CLASSES = 10;
+const STRANGE = 0.05; // of the known images so many look as strange, or stranger
 const byId = (id) => document.getElementById(id);
 const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
@@ -80,6 +81,12 @@ function show(found, file) {
   byId("time").textContent =
     `${found.width} × ${found.height} pixels; read in ${milliseconds(found.read)}, ` +
     `classified in ${milliseconds(found.classified)}`;
+  const isStrange = found.strange !== null && found.strange < STRANGE;
+  byId("strange").hidden = !isStrange;
+  byId("strange").textContent = isStrange
+    ? `This may be nothing the classifier knows: ${percent(found.strange)} of the images that it ` +
+      "has learnt on look as strange."
+    : "";
   const order = [...found.probabilities.keys()].sort(
     (a, b) => found.probabilities[b] - found.probabilities[a] || a - b,
   );
@@ -90,7 +97,7 @@ function show(found, file) {
   byId("others").hidden = order.length === shown.length;
   byId("others").textContent = `and ${order.length - shown.length} less likely classes`;
   byId("result").hidden = false;
-  say(`${file.name}: ${found.label}, ${percent(best)}`);
+  say(`${file.name}: ${found.label}, ${percent(best)}${isStrange ? ", but unlike what is known" : ""}`);
 }
 
 function row(label, probability) {

@@ -90,7 +90,7 @@ def in_python(bundle: Path, pictures: Pictures) -> Found:
     for path, given in zip(pictures.files, pictures.pixels, strict=True):
         begun = time.perf_counter()
         pixels = pixels_of(path.read_bytes())
-        own.append(model.probabilities(pixels))
+        own.append(model.answer(pixels)[0])
         times.append(1000 * (time.perf_counter() - begun))
         there = np.frombuffer(given.read_bytes(), np.uint8, offset=8)
         apart.append(float(np.abs(pixels.ravel().astype(np.int16) - there).max()))

@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from featpipe.bundling.graph import Graph
 from featpipe.errors import BundleError
 from featpipe.heads import Head
-from featpipe.heads.neighbours import CosineNeighbours
+from featpipe.heads.matrix import linear_matrix
+from featpipe.neighbours.rows import units
 
 Array = NDArray[Any]
 
@@ -58,7 +59,6 @@ class _Nodes:
         kinds: Mapping[str, Callable[[str], str]] = {
             "svm-rbf": self._kernel_machine,
             "knn": self._neighbours,
-            "centroid": self._centroids,
         }
         return kinds.get(self._head.name, self._linear)(self._scaled(vectors))
 
@@ -73,18 +73,13 @@ class _Nodes:
         return add("Div", centred, self._number(self._scaler.scale_))
 
     def _linear(self, scaled: str) -> str:
-        weights = np.atleast_2d(self._estimator.coef_).astype(np.float64)
-        bias = np.ravel(self._estimator.intercept_).astype(np.float64)
+        found = linear_matrix(self._estimator)
+        assert found is not None
+        weights, bias = found
         if self._n_classes > 2:
             # What all classes have in common decides nothing, and takes digits.
             weights, bias = weights - weights.mean(axis=0), bias - bias.mean()
         return self._columns(self._gemm(scaled, weights.T, bias))
-
-    def _centroids(self, scaled: str) -> str:
-        means = self._estimator.centroids_.astype(np.float64)
-        if self._n_classes == 2:
-            means = means[1:] - means[:1]
-        return self._columns(self._gemm(scaled, means.T, np.zeros(len(means))))
 
     def _columns(self, scores: str) -> str:
         """Make two columns of the one that two classes have."""
@@ -127,12 +122,12 @@ class _Nodes:
     def _neighbours(self, scaled: str) -> str:
         if isinstance(self._estimator, KNeighborsClassifier):
             raise BundleError(
-                "this knn head was fitted by a featpipe before 1.0, with another estimator: fit "
-                "it again, then bundle it"
+                "this knn head was fitted by a former featpipe, with another estimator: fit it "
+                "again, then bundle it"
             )
         add, found = self._graph.add, self._estimator
         k = found.n_neighbors
-        rows = self._number(_unit_rows(found))
+        rows = self._number(units(found.rows_))
         cosines = add("MatMul", scaled, add("Transpose", rows, perm=[1, 0]))
         positions = self._graph.top(cosines, k)
         # |a - b|² / 2 = 1 - cosine, without the difference of nearly equal numbers.
@@ -163,14 +158,6 @@ def add_normalised(graph: Graph, vectors: str, dtype: Any) -> str:
     squares = graph.sum(graph.add("Mul", vectors, vectors), 1)
     length = graph.add("Max", graph.add("Sqrt", squares), graph.constant(_TINY, dtype))
     return graph.add("Div", vectors, length)
-
-
-def _unit_rows(neighbours: CosineNeighbours) -> Array:
-    """Return the training vectors with length 1, float64 (n, D)."""
-    rows = neighbours.rows_.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: Array = rows / np.where(norms > 0, norms, 1.0)
-    return found
 
 
 def _pairwise(machine: Any) -> tuple[Array, Array]:

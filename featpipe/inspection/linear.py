@@ -7,17 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.svm import LinearSVC
 
 from featpipe.heads.centroid import CosineCentroid
-from featpipe.heads.discriminant import ShrunkDiscriminant
+from featpipe.heads.matrix import linear_matrix
 
 Floats = NDArray[np.float64]
 
-_ESTIMATORS = (LogisticRegression, LinearSVC, RidgeClassifier, ShrunkDiscriminant)
 _NOTHING = np.finfo(np.float64).tiny
 
 
@@ -80,7 +77,7 @@ def linear_form(pipeline: Pipeline) -> LinearForm | None:
     scaler, estimator = pipeline[0], pipeline[-1]
     if len(pipeline) != 2 or not isinstance(scaler, StandardScaler | Normalizer):
         return None
-    found = _matrix(estimator)
+    found = linear_matrix(estimator)
     if found is None:
         return None
     weights, bias = found
@@ -93,19 +90,6 @@ def linear_form(pipeline: Pipeline) -> LinearForm | None:
     if scaler.mean_ is not None:
         bias = bias - weights @ scaler.mean_
     return _form(weights, bias, False)
-
-
-def _matrix(estimator: Any) -> tuple[Floats, Floats] | None:
-    """Return what an estimator multiplies with and adds, (K, D) and (K,); of two classes one."""
-    if isinstance(estimator, CosineCentroid):
-        weights = estimator.centroids_.astype(np.float64)
-        weights = weights[1:] - weights[:1] if len(weights) == 2 else weights
-        return weights, np.zeros(len(weights))
-    if not isinstance(estimator, _ESTIMATORS):
-        return None
-    weights = np.atleast_2d(np.asarray(estimator.coef_, dtype=np.float64))
-    bias = np.asarray(estimator.intercept_, dtype=np.float64)
-    return weights, np.broadcast_to(bias, (len(weights),))
 
 
 def _form(weights: Floats, bias: Floats, on_directions: bool) -> LinearForm:

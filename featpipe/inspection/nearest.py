@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.ood import normalised
 from featpipe.store import EmbeddingStore
 from featpipe.types import Vectors
 from featpipe.vectors import StoredVectors
@@ -43,18 +44,12 @@ def nearest_rows(
     """
     if not len(vectors) or not len(train):
         return [()] * len(vectors)
-    queries = _normalised(vectors)
+    queries = normalised(vectors)
     blocks = StoredVectors(store, train).blocks()
-    cosines = np.concatenate([_normalised(block) @ queries.T for _, block in blocks])
+    cosines = np.concatenate([normalised(block) @ queries.T for _, block in blocks])
     found = []
     for at, own in enumerate(same):
         others = np.where(own, -np.inf, cosines[:, at])
         order = np.argsort(-others, kind="stable")[:k]
         found.append(tuple((int(train[i]), float(others[i])) for i in order if others[i] > -np.inf))
-    return found
-
-
-def _normalised(vectors: Vectors) -> Vectors:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: Vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
     return found

@@ -198,7 +198,7 @@ class _Sheet:
         self._draw.line([(_MARGIN, top + 18), (WIDTH - _MARGIN, top + 18)], fill=_LINE)
         title = f"{section.kind}: {section.count:,}"
         self._text((_MARGIN, top + 42), title, 21)
-        after = _MARGIN + font(21).getlength(title) + 14
+        after = _MARGIN + _font(21).getlength(title) + 14
         self._text((after, top + 43), MEANING[section.kind], 16, fill=_FAINT)
         for number, problem in enumerate(section.shown):
             row, column = divmod(number * section.across, _COLUMNS)
@@ -264,7 +264,7 @@ def draw_text(
     within: float,
 ) -> None:
     """Write a line that may come from outside, cut to ``within`` pixels."""
-    letters = font(size)
+    letters = _font(size)
     shown = shorten(_in_latin(printable(text)), within, letters.getlength)
     draw.text(at, shown, fill=fill, font=letters, anchor=anchor)
 
@@ -279,6 +279,5 @@ def _in_latin(text: str) -> str:
 
 
 @cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font, which knows the letters of Latin."""
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

@@ -15,6 +15,8 @@ from conftest import LIVING, PHOTOS, build_tiny_backbone
 from convnet import build_convnet
 from onnx import helper
 from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline
 
 import featpipe
 from featpipe.backbones import load_backbone
@@ -203,15 +205,25 @@ def test_int8_of_a_small_backbone(tmp_path, shared):
     store = featpipe.embed(photos, model=model, output=tmp_path / "store", device="cpu")
     head = fit(store, "centroid", check=False, baselines=False, cv=2)
     options = BundleOptions("int8")
-    try:
-        report = bundle(head, tmp_path / "c.onnx", model=model, options=options)
-    except BundleError as error:
-        # Random weights tell little apart: the labels of some may change.
-        assert "the head does not bear int8" in str(error)  # noqa: PT017
-        assert not (tmp_path / "c.onnx").exists()
-    else:
-        assert report.agreement.holds
-        assert report.precision == "int8"
+    report = bundle(head, tmp_path / "c.onnx", model=model, options=options)
+    assert report.agreement.holds
+    assert report.smaller is not None
+    assert report.smaller.labels_equal >= 0.9 * report.smaller.images
+    kinds = {node.op_type for node in onnx.load(tmp_path / "c.onnx").graph.node}
+    assert "DequantizeLinear" in kinds
+
+
+def test_int8_that_changes_labels_is_not_written(tmp_path, shared):
+    """More than one label in ten that differs from the backbone in fp32 is too many."""
+    model = build_convnet(tmp_path / "convnet.onnx")
+    photos = shared / "datasets" / "hymenoptera_data" / "val"
+    store = featpipe.embed(photos, model=model, output=tmp_path / "store", device="cpu")
+    head = fit(store, "centroid", check=False, baselines=False, cv=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featpipe.bundling.run.FEWEST_EQUAL", 1.5)
+        with pytest.raises(BundleError, match=r"^the head does not bear int8: "):
+            bundle(head, tmp_path / "c.onnx", model=model, options=BundleOptions("int8"))
+    assert not (tmp_path / "c.onnx").exists()
 
 
 def test_photographs_that_came_along_stand_in(small, tmp_path):
@@ -352,6 +364,22 @@ def test_a_backbone_of_another_domain_is_refused(small, tmp_path):
     assert str(error.value) == (
         "the backbone convnet needs operators of the domain com.microsoft, which few "
         "runtimes have: nothing was written; export it with standard operators"
+    )
+
+
+def test_neighbours_of_a_former_featpipe_are_refused(small, tmp_path):
+    """scikit-learn's own estimator, which former heads have, is not taken apart."""
+    _, of, model = small
+    head = of("knn")
+    rows = head.pipeline[-1]
+    former = KNeighborsClassifier(3, metric="cosine", weights="distance", algorithm="brute")
+    former.fit(rows.rows_, rows.labels_)
+    old = replace(head, pipeline=Pipeline([head.pipeline.steps[0], ("head", former)]))
+    with pytest.raises(BundleError) as error:
+        bundle(old, tmp_path / "c.onnx", model=model)
+    assert str(error.value) == (
+        "this knn head was fitted by a former featpipe, with another estimator: fit it again, then "
+        "bundle it"
     )
 
 

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     callback=probability,
     metavar="P",
-    help="An image that is stranger than all but this share of known ones, such as 0.01, gets no "
+    help="An image that is stranger than all but this share of known ones, such as 0.05, gets no "
     "label, and the status 'unknown'.",
 )
 @click.option(

@@ -607,3 +607,10 @@ def test_the_reference_is_short_and_comes_back() -> None:
 def test_a_reference_that_is_amiss_is_not_read(value: object) -> None:
     """Whatever stands there, nothing but None comes of it."""
     assert Reference.read(value, 2) is None
+
+
+def test_the_command_knows_the_tests() -> None:
+    """Its help names them without loading any: the two lists are one."""
+    from featpipe.commands.drift import _TESTS
+
+    assert list(TESTS) == list(_TESTS)

@@ -257,8 +257,8 @@ def read_json(path: Path, error: Callable[[str], FeatpipeError]) -> dict[str, An
     shown = printable(str(path))
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise error(f"{shown} is missing") from None
+    except FileNotFoundError as exc:
+        raise error(f"{shown} is missing") from exc
     except OSError as exc:
         raise error(f"cannot read {shown}: {exc.strerror or exc}") from exc
     except (ValueError, RecursionError) as exc:

@@ -461,13 +461,15 @@ def test_a_head_survives_the_killing_of_its_writer(tmp_path: Path) -> None:
     for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        for _ in range(5):
-            assert load_head(folder).digest in either
-        time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            for _ in range(5):
+                assert load_head(folder).digest in either
+            time.sleep(rng.uniform(0, 0.05))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
         assert load_head(folder).digest in either
 
 

@@ -59,7 +59,7 @@ from featpipe.types import Key
 RECORD, MODEL, STAGED = "head.json", "model.skops", "head.json.next"
 LOCK, _LOCK_SECONDS = ".lock", 30.0
 MAX_BYTES = 2**31
-_READINGS = 3
+_READINGS = 8
 
 
 def save_head(head: Head, path: str | os.PathLike[str]) -> Path:
@@ -272,7 +272,13 @@ def _belongs(record: Record, model: bytes) -> bool:
 
 
 def _record_if_there(path: Path) -> Record | None:
-    return read_record(path) if path.exists() else None
+    # Not asked for first: a writer may rename it between a question and the reading.
+    try:
+        return read_record(path)
+    except HeadError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def _read_model(path: Path) -> bytes:

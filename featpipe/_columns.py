@@ -18,6 +18,9 @@ from featpipe.types import ImageRef
 LABEL_PREFIX = "label:"
 """Label columns beside the main one are named ``label:NAME``."""
 
+VERSION = "version"
+"""A listing has this column (text) only where its source tells versions."""
+
 LISTED = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
@@ -29,7 +32,7 @@ LISTED = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-"""The columns of a listing; those that are named ``label:NAME`` follow."""
+"""The columns of a listing; ``version`` and those that are named ``label:NAME`` may follow."""
 
 BLOCK_ROWS = 2**12
 """Rows that are objects at one time, where something goes through objects."""
@@ -72,6 +75,8 @@ def in_columns(refs: Sequence[ImageRef]) -> pa.Table:
     ]
     columns += [text_column([getattr(r, name) for r in refs]) for name in LISTED.names[3:]]
     table = pa.table(columns, schema=LISTED)
+    if any(r.version is not None for r in refs):
+        table = table.append_column(VERSION, text_column([r.version for r in refs]))
     for name in dict.fromkeys(name for r in refs for name in r.labels):
         values = text_column([r.labels.get(name) for r in refs])
         table = table.append_column(LABEL_PREFIX + _as_unicode(name), values)

@@ -50,7 +50,9 @@ class ImageRef:
     ``path`` is relative to the source's root where there is one, with ``/`` between its
     parts; bytes that are not UTF-8 stand in it as Python's surrogate escapes.
     ``size`` (bytes) and ``mtime_ns`` are None where the file could not be looked at:
-    ``problem`` then says why.
+    ``problem`` then says why. ``version`` is an opaque text that changes with the bytes, where
+    whoever keeps them tells one: a bucket's ETag, the size and time of an archive; where there
+    is one it decides, and size and time do not.
     """
 
     path: str
@@ -61,6 +63,7 @@ class ImageRef:
     group: str | None = None
     labels: Mapping[str, str | None] = field(default_factory=dict)
     problem: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

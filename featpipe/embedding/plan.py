@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from featpipe._columns import LISTED, in_objects
+from featpipe._columns import LISTED, VERSION, in_objects
 from featpipe._files import unescape_path
 from featpipe.sources import Source
 from featpipe.store import Index, Places
@@ -93,9 +93,9 @@ def make_plan(
 ) -> Plan:
     """Compare what a source lists with what a store knows; opens no image.
 
-    An image is known where its path, size and time of change are those of the former index,
-    and its vector is held; so is one that could not be decoded, as its bytes are the same.
-    One that could not be read is tried again.
+    An image is known where its path, and its version or else size and time of change, are those
+    of the former index, and its vector is held; so is one that could not be decoded, as its
+    bytes are the same. One that could not be read is tried again.
     """
     former = previous.placed(places)
     listed = _listing(source, former.table, progress)
@@ -146,13 +146,17 @@ def _find(paths: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int32]:
 def _are_known(
     listed: pa.Table, former: Index, rows: NDArray[np.int32] | None
 ) -> NDArray[np.bool_]:
-    columns = former.table.select(["size", "mtime_ns", "status", "part"])
+    names = ["size", "mtime_ns", "status", "part"]
+    has_versions = VERSION in listed.column_names and VERSION in former.table.column_names
+    columns = former.table.select([*names, VERSION] if has_versions else names)
     if rows is not None:
         columns = columns.take(pa.array(rows, mask=rows < 0))
-    size, mtime_ns, status, part = columns.columns
+    size, mtime_ns, status, part = columns.columns[:4]
     is_same = pc.and_(
         pc.equal(listed.column("size"), size), pc.equal(listed.column("mtime_ns"), mtime_ns)
     )
+    if has_versions:
+        is_same = pc.coalesce(pc.equal(listed.column(VERSION), columns.column(4)), is_same)
     has_vector = pc.and_(pc.equal(status, "ok"), part.is_valid())
     is_settled = pc.or_(has_vector, pc.equal(status, "undecodable"))
     return np.asarray(pc.and_(is_same, is_settled).fill_null(False), dtype=bool)

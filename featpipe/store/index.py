@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featpipe._columns import LABEL_PREFIX, LISTED, in_columns
+from featpipe._columns import LABEL_PREFIX, LISTED, VERSION, in_columns
 from featpipe._files import atomic_file, printable, unescape_path
 from featpipe.errors import StoreError
 from featpipe.store import outcomes
@@ -84,7 +84,7 @@ class Index:
             schema=_SCHEMA,
         )
         for name in listed.column_names:
-            if name.startswith(LABEL_PREFIX):
+            if name == VERSION or name.startswith(LABEL_PREFIX):
                 table = table.append_column(name, listed.column(name))
         return cls(table)
 

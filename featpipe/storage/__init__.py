@@ -1,0 +1,26 @@
+"""Bytes that lie on this machine or behind an address: one set of functions for both.
+
+A place is named by a local path or by a URL (``s3://``, ``gs://``, ``https://``).
+Addresses are read through fsspec, with credentials from the channels of each kind of storage
+alone (environment, profiles, instance roles); none of them reaches a record or a message. What
+can be tried again is tried again; what then fails is an OSError with one sentence.
+"""
+
+from featpipe.storage.addresses import is_url, joined, shown, without_secrets
+from featpipe.storage.faults import StorageError, StorageGoneError
+from featpipe.storage.reading import Entry, list_folder, look_at, open_file, read_file, read_range
+
+__all__ = [
+    "Entry",
+    "StorageError",
+    "StorageGoneError",
+    "is_url",
+    "joined",
+    "list_folder",
+    "look_at",
+    "open_file",
+    "read_file",
+    "read_range",
+    "shown",
+    "without_secrets",
+]

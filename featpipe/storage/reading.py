@@ -1,0 +1,221 @@
+"""Reading: what lies in a folder, what is known of a file, its bytes, a range of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from featpipe.errors import SourceError
+from featpipe.storage.addresses import PACKAGES, is_url, scheme_of, shown
+from featpipe.storage.faults import StorageError, tried
+
+_AHEAD_BYTES = 2**22
+"""What an open file fetches at once: jumps over less cost nothing."""
+_CONNECT_SECONDS, _READ_SECONDS = 10, 30
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a storage says of a file or folder without reading it.
+
+    Attributes
+    ----------
+    name : str
+        Within the folder that was listed; in full where one file was looked at.
+    size, mtime_ns : int or None
+        Bytes; nanoseconds since 1970. None where the storage does not say it.
+    version : str or None
+        ETag or generation: an opaque text that changes with the bytes; None for local files.
+    is_folder : bool
+    """
+
+    name: str
+    size: int | None = None
+    mtime_ns: int | None = None
+    version: str | None = None
+    is_folder: bool = False
+
+
+def look_at(place: str) -> Entry:
+    """Return what is known of one file.
+
+    Raises
+    ------
+    OSError
+        FileNotFoundError, PermissionError, or `StorageError` with a sentence.
+    """
+    if not is_url(place):
+        stat = os.stat(place)
+        return Entry(place, stat.st_size, stat.st_mtime_ns, is_folder=Path(place).is_dir())
+    system, path = filesystem(place)
+    return _entry(place, tried(lambda: system.info(path), shown(place)))
+
+
+def list_folder(place: str) -> list[Entry]:
+    """Return what lies in a folder of a bucket, in the order of the names.
+
+    Raises
+    ------
+    OSError
+        As for `look_at`.
+    """
+    system, path = filesystem(place)
+    found = tried(lambda: system.ls(path, detail=True, refresh=True), shown(place))
+    # A bucket lists the mark of a folder among its contents.
+    named = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in found}
+    inside = [
+        _entry(name, entry)
+        for name, entry in named.items()
+        if name and entry["name"].rstrip("/") != path.rstrip("/")
+    ]
+    return sorted(inside, key=lambda entry: entry.name)
+
+
+def read_file(place: str) -> bytes:
+    """Return all bytes of a file; errors as of `look_at`."""
+    if not is_url(place):
+        return Path(place).read_bytes()
+    system, path = filesystem(place)
+    data: bytes = tried(lambda: system.cat_file(path), shown(place))
+    return data
+
+
+def read_range(place: str, start: int, length: int) -> bytes:
+    """Return some bytes of a file, fewer at its end; errors as of `look_at`."""
+    if not is_url(place):
+        with open(place, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+    if length <= 0:
+        return b""
+    system, path = filesystem(place)
+    data: bytes = tried(
+        lambda: system.cat_file(path, start=start, end=start + length), shown(place)
+    )
+    if len(data) > length:
+        raise StorageError(
+            f"the server of {shown(place)} cannot send a part of a file: download the file and "
+            "give its path"
+        )
+    return data
+
+
+def open_file(place: str) -> BinaryIO:
+    """Open a file to read and seek in; what is behind an address is fetched in blocks of 4 MiB.
+
+    Raises
+    ------
+    OSError
+        As for `look_at`, now or in any later read.
+    """
+    if not is_url(place):
+        return open(place, "rb")
+    size = look_at(place).size
+    if size is None:
+        raise StorageError(f"the server of {shown(place)} does not say how large that file is")
+    return io.BufferedReader(_Ranges(place, size), _AHEAD_BYTES)
+
+
+class _Ranges(io.RawIOBase):
+    """A file behind an address, read by ranges."""
+
+    def __init__(self, place: str, size: int) -> None:
+        super().__init__()
+        self._place, self._size, self._at = place, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(start + offset, 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._at)
+        if length <= 0:
+            return 0
+        data = read_range(self._place, self._at, length)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system for an address, and the path in it.
+
+    Raises
+    ------
+    SourceError
+        When featpipe reads no such address, or the package that does is not installed.
+    """
+    scheme = scheme_of(url)
+    package, extra = PACKAGES[scheme]
+    if any(importlib.util.find_spec(name) is None for name in ("fsspec", "tenacity", package)):
+        raise SourceError(
+            f"reading {scheme}:// addresses needs a package that is not installed: "
+            f"pip install 'featpipe[{extra}]'"
+        )
+    import fsspec  # noqa: PLC0415 - an extra
+
+    system, path = fsspec.core.url_to_fs(url, **_options(scheme))
+    return system, str(path)
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """Return time-outs, and no memory of listings: a bucket changes while a process lives."""
+    if scheme == "s3":
+        config = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS}
+        return {"config_kwargs": config, "use_listings_cache": False}
+    if scheme in {"http", "https"}:
+        import aiohttp  # noqa: PLC0415 - an extra
+
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS
+        )
+        return {"client_kwargs": {"timeout": limits}, "use_listings_cache": False}
+    return {"use_listings_cache": False}
+
+
+def _entry(name: str, info: Mapping[str, Any]) -> Entry:
+    size, version = info.get("size"), None
+    for field in ("generation", "ETag", "etag", "Content-MD5"):
+        if info.get(field):
+            version = str(info[field]).strip('"')
+            break
+    is_folder = info.get("type") == "directory"
+    known_size = None if is_folder or size is None else int(size)
+    return Entry(name, known_size, _nanoseconds(info), version, is_folder)
+
+
+def _nanoseconds(info: Mapping[str, Any]) -> int | None:
+    for field in ("LastModified", "last_modified", "updated", "mtime", "Last-Modified"):
+        value = info.get(field)
+        if isinstance(value, str):
+            value = _parsed(value)
+        if isinstance(value, datetime):
+            whole = value.replace(microsecond=0, tzinfo=value.tzinfo or UTC)
+            return int(whole.timestamp()) * 10**9 + value.microsecond * 1000
+    return None
+
+
+def _parsed(text: str) -> datetime | None:
+    for parse in (datetime.fromisoformat, parsedate_to_datetime):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +45,6 @@ def describe(store: EmbeddingStore) -> dict[str, Any]:
     """Return what ``featpipe info --json`` prints."""
     from featpipe.store import disk_usage
 
-    labels = Counter(label for label in store.labels("label") if label is not None)
-    splits = Counter(split for split in store.splits if split is not None)
     return {
         "store": str(store.path),
         "source": store.source,
@@ -58,11 +55,11 @@ def describe(store: EmbeddingStore) -> dict[str, Any]:
         "engines": [dict(engine) for engine in store.manifest.engines],
         "images": len(store.index),
         "vectors": len(store),
-        "distinct_contents": len(set(store.keys)),
-        "labels": {printable(name): count for name, count in sorted(labels.items())},
+        "distinct_contents": store.distinct_contents,
+        "labels": {printable(name): count for name, count in store.counts("label").items()},
         "label_columns": store.label_columns,
-        "splits": dict(sorted(splits.items())),
-        "groups": len(set(store.groups if store.groups is not None else ()) - {None}),
+        "splits": store.counts("split"),
+        "groups": len(store.counts("group")),
         "group_column": store.manifest.group,
         "bytes": disk_usage(store.path),
         "failures": [

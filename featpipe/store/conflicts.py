@@ -66,7 +66,7 @@ def index_conflicts(index: Index) -> list[str]:
 
 def _suspects(index: Index) -> NDArray[np.int64]:
     """Return the rows whose content stands under two labels: all of them, and hardly another."""
-    key, label = index.table.column("key"), index.table.column("label")
+    key, label = index.column("key"), index.column("label")
     names = pc.unique(label.drop_null())
     if len(names) < 2:
         return np.empty(0, dtype=np.int64)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from featpipe.errors import StoreError
 from featpipe.store import parts
 from featpipe.store.index import Index
 from featpipe.store.manifest import FILE_NAME, Manifest
-from featpipe.store.places import Places
+from featpipe.store.places import Places, Words
 from featpipe.types import Key
 
 _FIRST_PART_ROWS, PART_ROWS = 32, 2048
@@ -109,6 +110,27 @@ class StoreWriter:
             if len(self._keys) >= self._rows:
                 self.flush()
 
+    def extend(self, keys: Words, vectors: NDArray[Any]) -> None:
+        """Add vectors in blocks, as `append` does, but for what has to be known of them.
+
+        None of the keys may be held already, and `places` does not learn of them: this is for
+        very many, of which whoever writes them knows where they come to lie.
+
+        Parameters
+        ----------
+        keys : ndarray of uint64, (n, 2)
+        vectors : ndarray, (n, D), float32 or of the store's dtype
+        """
+        begin = 0
+        while begin < len(keys):
+            held = len(self._keys)
+            end = min(begin + self._rows - held, len(keys))
+            self._put(slice(held, held + end - begin), vectors[begin:end])
+            self._keys += [key.tobytes() for key in keys[begin:end]]
+            begin = end
+            if len(self._keys) >= self._rows:
+                self.flush()
+
     def flush(self) -> None:
         """Write what has been appended as a part."""
         count = len(self._keys)
@@ -119,11 +141,11 @@ class StoreWriter:
         self._rows = min(self._rows * 2, PART_ROWS)
         self._keys = []
 
-    def _put(self, row: int, vector: NDArray[np.float32]) -> None:
-        """Copy a vector to where the next part is gathered: the only copy of it that is kept."""
+    def _put(self, row: int | slice, vector: NDArray[Any]) -> None:
+        """Copy vectors to where the next part is gathered: the only copy of them that is kept."""
         if len(self._vectors) < self._rows:
             larger = np.empty((self._rows, self.manifest.dimension), dtype=self.manifest.dtype)
-            larger[:row] = self._vectors[:row]
+            larger[: len(self._keys)] = self._vectors[: len(self._keys)]
             self._vectors = larger
         # A value beyond float16 becomes infinite here; `fit` names the image when it meets it.
         with np.errstate(over="ignore"):
@@ -173,7 +195,7 @@ class StoreWriter:
         if not (self.path / "index.parquet").exists():
             return Index.empty()
         try:
-            return Index.read(self.path)
+            return Index.read(self.path, at_once=True)
         except StoreError:
             shown = printable(str(self.path / "index.parquet"))
             self.notes.append(f"{shown} was damaged and is made anew; its vectors are kept")

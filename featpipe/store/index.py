@@ -28,6 +28,8 @@ _SMALL_BYTES = 2**22
 """A file up to here is read at once, and not kept open: some hundred thousand rows."""
 _DISTINCT = frozenset({"path", "key", "size", "mtime_ns", "row"})
 """Columns of which a dictionary would be as long as they are."""
+_KEEPS_OPEN = os.name == "posix"
+"""Windows lets nobody replace a file that is open."""
 
 _SCHEMA = pa.schema(
     [
@@ -129,8 +131,7 @@ class Index:
                 raise StoreError(f"{shown} is damaged (no column {field.name!r}): {again}")
             if columns.schema.field(field.name).type != field.type:
                 raise StoreError(f"{shown} is damaged (column {field.name!r}): {again}")
-        # Windows lets nobody replace a file that is open.
-        is_lazy = not at_once and os.name == "posix" and path.stat().st_size > _SMALL_BYTES
+        is_lazy = not at_once and _KEEPS_OPEN and path.stat().st_size > _SMALL_BYTES
         return cls(columns if is_lazy else columns.table())
 
     def write(self, store: Path) -> None:

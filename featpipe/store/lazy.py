@@ -150,4 +150,5 @@ class FileColumns(LazyColumns):
         if any(group.num_columns != len(self.schema) for group in groups):
             return None
         found = [group.column(at).statistics for group in groups]
-        return None if None in found else found
+        # Not `None in found`: pyarrow 26 ends the process when it compares statistics with None.
+        return None if any(one is None for one in found) else found

@@ -9,11 +9,13 @@ can be tried again is tried again; what then fails is an OSError with one senten
 from featpipe.storage.addresses import is_url, joined, shown, without_secrets
 from featpipe.storage.faults import StorageError, StorageGoneError
 from featpipe.storage.reading import Entry, list_folder, look_at, open_file, read_file, read_range
+from featpipe.storage.writing import delete_file, write_file
 
 __all__ = [
     "Entry",
     "StorageError",
     "StorageGoneError",
+    "delete_file",
     "is_url",
     "joined",
     "list_folder",
@@ -23,4 +25,5 @@ __all__ = [
     "read_range",
     "shown",
     "without_secrets",
+    "write_file",
 ]

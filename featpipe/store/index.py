@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from featpipe._columns import LABEL_PREFIX, LISTED, VERSION, in_columns
-from featpipe._files import atomic_file, printable, unescape_path
+from featpipe._files import printable, unescape_path
 from featpipe.errors import StoreError
 from featpipe.store import outcomes
+from featpipe.store.folder import Place, folder_of
 from featpipe.store.outcomes import Outcome, Outcomes
 from featpipe.store.places import Places, Words, words
 from featpipe.types import ImageRef, Key
@@ -89,7 +89,7 @@ class Index:
         return cls(table)
 
     @classmethod
-    def read(cls, store: Path) -> Index:
+    def read(cls, store: Place) -> Index:
         """Read the index of a store.
 
         Raises
@@ -97,15 +97,15 @@ class Index:
         StoreError
             When it is missing or damaged.
         """
-        path = store / FILE_NAME
-        shown = printable(str(path))
+        folder = folder_of(store)
+        shown = printable(str(folder.place(FILE_NAME)))
         again = "run `featpipe embed` again; no vector is computed twice"
-        if not path.exists():
-            raise StoreError(f"{shown} is missing: {again}")
         try:
             # Read at once and not kept open: a writer may replace the file at any time.
-            with pa.OSFile(str(path)) as file:
+            with folder.opened(FILE_NAME) as file:
                 table = pq.ParquetFile(file).read()
+        except FileNotFoundError as exc:
+            raise StoreError(f"{shown} is missing: {again}") from exc
         except (OSError, pa.ArrowException) as exc:
             raise StoreError(f"{shown} is damaged: {again}") from exc
         for field in _SCHEMA:
@@ -115,9 +115,9 @@ class Index:
                 raise StoreError(f"{shown} is damaged (column {field.name!r}): {again}")
         return cls(table)
 
-    def write(self, store: Path) -> None:
+    def write(self, store: Place) -> None:
         """Replace the index of a store atomically."""
-        with atomic_file(store / FILE_NAME) as file:
+        with folder_of(store).written(FILE_NAME) as file:
             repeating = [n for n in self.table.column_names if n not in _DISTINCT]
             pq.write_table(
                 self.table,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from featpipe._files import atomic_file, printable
 from featpipe.errors import StoreError
 from featpipe.store import parts
+from featpipe.store.folder import Place, at_once, folder_of, located
 from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
 from featpipe.store.manifest import MERGED
@@ -43,7 +44,7 @@ def verify_store(store: EmbeddingStore) -> list[str]:
         One sentence for every damaged file; empty where all is well.
     """
     numbers = parts.list_parts(store.path)
-    problems = [problem for n in numbers if (problem := parts.check_digest(store.path, n))]
+    problems = [problem for problem in parts.check_digests(store.path, numbers) if problem]
     problems.extend(_misplaced(store, set(numbers)))
     referred = {int(n) for n in np.unique(store.index.integers("part")) if n >= 0}
     problems.extend(
@@ -56,7 +57,8 @@ def verify_store(store: EmbeddingStore) -> list[str]:
 def _misplaced(store: EmbeddingStore, numbers: set[int]) -> list[str]:
     """Compare where the index says that a content lies with the keys of the parts."""
     index = store.index
-    held = {number: parts.read_keys(store.path, number) for number in numbers}
+    read = at_once(store.path, lambda number: parts.read_keys(store.path, number), numbers)
+    held = dict(zip(numbers, read, strict=True))
     places = zip(index.integers("part").tolist(), index.integers("row").tolist(), strict=True)
     wrong = sum(
         part in held and (row >= len(held[part]) or held[part][row] != key)
@@ -64,11 +66,11 @@ def _misplaced(store: EmbeddingStore, numbers: set[int]) -> list[str]:
     )
     if not wrong:
         return []
-    path = printable(str(store.path / INDEX_NAME))
+    path = printable(str(folder_of(store.path).place(INDEX_NAME)))
     return [f"{path} is damaged ({wrong} rows lead to another vector): run `featpipe embed` again"]
 
 
-def collect_garbage(path: Path) -> Collected:
+def collect_garbage(place: str | os.PathLike[str]) -> Collected:
     """Drop the vectors that no image of the index refers to, and join small parts.
 
     A reader that is at work meanwhile may have to open the store again.
@@ -78,7 +80,8 @@ def collect_garbage(path: Path) -> Collected:
     StoreError, LockedError, WriteError
         As `StoreWriter.opened`; the store is whole whatever happens.
     """
-    store = EmbeddingStore.open(path)
+    store = EmbeddingStore.open(place)
+    path = store.path
     before = disk_usage(path)
     with StoreWriter.opened(path, store.manifest) as writer:
         index = writer.previous
@@ -112,7 +115,7 @@ def _refuse_missing(index: Index, places: Container[Key], shown: str) -> None:
 
 
 def _gather(
-    path: Path, shape: parts.PartShape, keys: list[Key], places: Mapping[Key, tuple[int, int]]
+    path: Place, shape: parts.PartShape, keys: list[Key], places: Mapping[Key, tuple[int, int]]
 ) -> Iterator[tuple[list[Key], np.ndarray]]:
     """Yield the vectors of ``keys``, a part at a time."""
     by_part: dict[int, list[Key]] = {}
@@ -124,7 +127,9 @@ def _gather(
         yield chosen, vectors[[places[key][1] for key in chosen]]
 
 
-def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
+def merge_stores(
+    output: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]
+) -> EmbeddingStore:
     """Join stores of one backbone into ``output``, a new store.
 
     Images keep their paths; a path that two stores hold with the same content becomes one
@@ -139,9 +144,10 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
         vectors are missing.
     """
     # Without an index it is what an interrupted merge has left: this one goes on from there.
-    if (output / INDEX_NAME).exists():
+    place = located(output)
+    if folder_of(place).has(INDEX_NAME):
         raise StoreError(
-            f"{printable(str(output))} is a store already: give a new folder for the merged one, "
+            f"{printable(str(place))} is a store already: give a new folder for the merged one, "
             "and name this one among the stores if its images belong there"
         )
     stores = [EmbeddingStore.open(path) for path in inputs]
@@ -160,7 +166,7 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
     manifest = replace(first, source=sources, group=None)
     for engine in engines:
         manifest = manifest.with_engine(engine)
-    with StoreWriter.opened(output, manifest) as writer:
+    with StoreWriter.opened(place, manifest) as writer:
         for store in stores:
             for number in parts.list_parts(store.path):
                 vectors = parts.map_vectors(store.path, number, store.shape)
@@ -168,7 +174,7 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
         writer.flush()
         _refuse_missing(merged, writer.places, "one of the stores")
         writer.commit(merged.placed(writer.places))
-    return EmbeddingStore.open(output)
+    return EmbeddingStore.open(place)
 
 
 def _without_repeats(stores: list[EmbeddingStore]) -> Index:
@@ -216,10 +222,6 @@ def write_parquet(store: EmbeddingStore, output: Path) -> int:
     return len(store)
 
 
-def disk_usage(path: Path) -> int:
-    """Return the bytes that a store takes on disk."""
-    total = 0
-    for found in path.rglob("*"):
-        with suppress(FileNotFoundError):  # a writer's temporary file comes and goes
-            total += found.stat().st_size if found.is_file() else 0
-    return total
+def disk_usage(place: Place) -> int:
+    """Return the bytes that a store takes where it lies."""
+    return folder_of(place).used()

@@ -298,11 +298,12 @@ class BucketFolder:
     def opened(self, name: str) -> AbstractContextManager[Any]:
         """Fetch a file for Arrow to read."""
         try:
-            opened: AbstractContextManager[Any] = pa.BufferReader(self.read(name))
+            data = storage.read_file(self.place(name), is_large=True)
         except FileNotFoundError:
             raise
         except OSError as exc:
             raise cannot_read(self.place(name), exc) from exc
+        opened: AbstractContextManager[Any] = pa.BufferReader(data)
         return opened
 
     @contextmanager

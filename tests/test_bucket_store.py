@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -91,6 +92,19 @@ def copy(there: str, request: pytest.FixtureRequest) -> str:
     for name in names(there):
         storage.write_file(f"{place}/{name}", storage.read_file(f"{there}/{name}"))
     return place
+
+
+@pytest.fixture
+def wire(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    """Return a wire to the server, over which this test talks to it."""
+    import s3fs
+
+    leads = Wire(server.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{leads.port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield leads
+    s3fs.S3FileSystem.clear_instance_cache()
+    leads.cut()
 
 
 def names(place: str) -> list[str]:
@@ -239,9 +253,17 @@ def test_damaged_parts_are_computed_anew(
 
 
 def test_killed_runs_lose_no_finished_part(
-    server: Server, crops: Path, model: Path, here: EmbeddingStore
+    server: Server,
+    crops: Path,
+    model: Path,
+    here: EmbeddingStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A process that is killed while a part is under way: the next run has all those before."""
+    """A process that is killed while a part is under way: the next run has all those before.
+
+    The vectors may have got there; without keys they count for nothing, and `gc` takes them
+    away when they are no other writer's for certain.
+    """
     place = "s3://bucket/killed"
     reached, release = threading.Event(), threading.Event()
     at_the_second_part(server, lambda: (reached.set(), release.wait(60)))
@@ -253,62 +275,75 @@ def test_killed_runs_lose_no_finished_part(
     report = run_embedding(crops, model, output=place)
     assert (report.computed, report.known) == (88, 32)
     assert np.array_equal(EmbeddingStore.open(place).X, here.X)
+    storage.write_file(f"{place}/parts/00009.npy", b"left")
+    refused = rf"^another process may be writing to {place}: a part has been without its keys for"
+    with pytest.raises(StoreError, match=refused):
+        collect_garbage(place)
+    monkeypatch.setattr("featpipe.store.writer._RECENT_SECONDS", -60)
+    collect_garbage(place)
+    assert not [name for name in names(place) if "00009" in name]
+    assert np.array_equal(EmbeddingStore.open(place).X, here.X)
 
 
 def test_a_storage_that_comes_back_is_waited_for(
-    server: Server, crops: Path, model: Path, here: EmbeddingStore
+    server: Server, wire: Wire, crops: Path, model: Path, here: EmbeddingStore
 ) -> None:
-    """The wire is cut while a part is under way, and mended a second later."""
-    wire = Wire(server.port)
+    """The wire is cut while a part is under way, and mended a second later.
+
+    Nobody can tell whether the part has got there: it is written again, under another number.
+    """
 
     def interrupt() -> None:
         wire.cut()
         threading.Timer(1, wire.mend).start()
 
     at_the_second_part(server, interrupt)
-    run = process("embed", crops, "--model", model, "-o", "s3://bucket/back", port=wire.port)
-    _, said = run.communicate(timeout=120)
-    wire.cut()
-    assert run.returncode == 0
-    assert "120 images: 120 embedded" in said
-    store = EmbeddingStore.open("s3://bucket/back")
-    assert np.array_equal(store.X, here.X)
-    assert verify_store(store) == []
+    report = run_embedding(crops, model, output="s3://bucket/back")
+    assert report.computed == 120
+    assert np.array_equal(report.store.X, here.X)
+    assert verify_store(report.store) == []
 
 
 def test_a_storage_that_does_not_come_back_ends_the_run(
-    server: Server, crops: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, wire: Wire, crops: Path, model: Path, run_cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line says what to do; the next run computes what is missing, and nothing else."""
     monkeypatch.setenv("FEATPIPE_RETRY_SECONDS", "1")
-    wire = Wire(server.port)
     at_the_second_part(server, wire.cut)
-    run = process("embed", crops, "--model", model, "-o", "s3://bucket/gone", port=wire.port)
-    out, said = run.communicate(timeout=120)
-    assert (run.returncode, out) == (8, "")
+    result = run_cli("embed", crops, "--model", model, "-o", "s3://bucket/gone")
+    assert (result.code, result.out) == (8, "")
     place = "s3://bucket/gone/parts/00001.npy"
-    assert said.startswith(f"Error: cannot write a store: {place} does not answer (")
-    assert said.endswith("): see that it can be reached and run the same command again\n")
-    assert said.count("\n") == 1
+    assert result.err.startswith(f"Error: cannot write a store: {place} does not answer (")
+    assert result.err.endswith("): see that it can be reached and run the same command again\n")
+    assert result.err.count("\n") == 1
+    result = run_cli("info", "s3://bucket/gone")
+    assert result.code == 7
+    assert result.err.startswith("Error: cannot read a store: s3://bucket/gone/store.json does")
+    wire.mend()
     report = run_embedding(crops, model, output="s3://bucket/gone")
     assert (report.computed, report.known) == (88, 32)
 
 
 def test_two_writers_do_not_lose_each_others_parts(
-    crops: Path, model: Path, here: EmbeddingStore
+    server: Server, crops: Path, model: Path, here: EmbeddingStore
 ) -> None:
-    """Each claims numbers of its own; the next run takes the vectors of both."""
+    """Who comes second to a number takes the next one; what the last index says is right."""
     place = "s3://bucket/two"
+    first = "PUT /bucket/two/parts/00000.npy"
+    both_are_there = threading.Barrier(2)
+    server.ask = lambda asked: both_are_there.wait(60) if asked == first else None
     with ThreadPoolExecutor(2) as pool:
-        both = [
-            pool.submit(run_embedding, crops / name, model, output=place)
-            for name in ("cat", "coffee")
-        ]
-        assert [run.result().computed for run in both] == [60, 60]
+        both = [pool.submit(run_embedding, crops, model, output=place) for _ in range(2)]
+        assert [run.result().computed for run in both] == [120, 120]
+    assert server.requests.count(first) == 2
+    assert len([name for name in names(place) if name.endswith(".keys")]) == 6
+    store = EmbeddingStore.open(place)
+    assert np.array_equal(store.X, here.X)
+    assert verify_store(store) == []
     report = run_embedding(crops, model, output=place)
-    assert (report.computed, report.known) == (0, 120)
+    assert (report.computed, report.unchanged) == (0, 120)
+    assert collect_garbage(place).kept == 120
     assert np.array_equal(EmbeddingStore.open(place).X, here.X)
-    assert verify_store(report.store) == []
 
 
 def test_another_backbone_is_refused(there: str, crops: Path, tmp_path: Path) -> None:
@@ -336,8 +371,10 @@ def test_stores_are_merged_cleaned_and_exported(
     """Here and there, in any mixture."""
     import pyarrow.parquet as pq
 
-    embed(crops / "cat", model, output="s3://bucket/half")
-    embed(crops / "coffee", model, output=tmp_path / "half")
+    for name in ("cat", "coffee"):
+        shutil.copytree(crops / name, tmp_path / f"photos of {name}" / name)
+    embed(tmp_path / "photos of cat", model, output="s3://bucket/half")
+    embed(tmp_path / "photos of coffee", model, output=tmp_path / "half")
     place = "s3://bucket/merged"
     result = run_cli("merge", place, "s3://bucket/half", tmp_path / "half")
     assert result.err == f"120 images from 2 stores → {place}\n"
@@ -349,8 +386,8 @@ def test_stores_are_merged_cleaned_and_exported(
     collected = collect_garbage(place)
     assert (collected.kept, collected.dropped) == (120, 0)
     assert [name for name in names(place) if name.startswith("parts")] == [
-        "parts/00002.keys",
-        "parts/00002.npy",
+        "parts/00003.keys",
+        "parts/00003.npy",
     ]
     assert np.array_equal(EmbeddingStore.open(place).X, here.X)
     # One that was opened before finds where they are now.

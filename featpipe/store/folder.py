@@ -53,8 +53,8 @@ class Folder(Protocol):
     def names(self) -> list[str]:
         """Return what lies in the folder, sorted."""
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Return the files of a folder by name, without those below it, and their bytes."""
+    def files(self, folder: str) -> dict[str, storage.Entry]:
+        """Return what is known of the files of a folder, by name, without those below it."""
 
     def used(self) -> int:
         """Return the bytes of everything that lies here."""
@@ -186,16 +186,19 @@ class LocalFolder:
         """Return what lies in the folder, sorted."""
         return sorted(os.listdir(self._path))
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Return the files of a folder by name, and their bytes."""
-        found: dict[str, int] = {}
+    def files(self, folder: str) -> dict[str, storage.Entry]:
+        """Return what is known of the files of a folder, by name."""
+        found: dict[str, storage.Entry] = {}
         if not (self._path / folder).is_dir():
             return found
         with os.scandir(self._path / folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # a writer's temporary file comes and goes
                     if entry.is_file():
-                        found[entry.name] = entry.stat().st_size
+                        stat = entry.stat()
+                        found[entry.name] = storage.Entry(
+                            entry.name, stat.st_size, stat.st_mtime_ns
+                        )
         return found
 
     def used(self) -> int:
@@ -263,9 +266,9 @@ class BucketFolder:
         """Return what lies in the folder, sorted."""
         return [entry.name for entry in self._entries("")]
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Return the files of a folder by name, and their bytes: a request for each thousand."""
-        return {e.name: e.size or 0 for e in self._entries(folder) if not e.is_folder}
+    def files(self, folder: str) -> dict[str, storage.Entry]:
+        """Return what is known of the files of a folder, by name: a request for each thousand."""
+        return {entry.name: entry for entry in self._entries(folder) if not entry.is_folder}
 
     def used(self) -> int:
         """Return the bytes of everything that lies here."""

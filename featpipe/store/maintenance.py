@@ -73,7 +73,8 @@ def _misplaced(store: EmbeddingStore, numbers: set[int]) -> list[str]:
 def collect_garbage(place: str | os.PathLike[str]) -> Collected:
     """Drop the vectors that no image of the index refers to, and join small parts.
 
-    A reader that is at work meanwhile may have to open the store again.
+    A reader that is at work meanwhile may have to open the store again. In a bucket no lock keeps
+    writers out: this must not run beside one.
 
     Raises
     ------
@@ -84,6 +85,7 @@ def collect_garbage(place: str | os.PathLike[str]) -> Collected:
     path = store.path
     before = disk_usage(path)
     with StoreWriter.opened(path, store.manifest) as writer:
+        writer.drop_unfinished()
         index = writer.previous
         wanted = dict.fromkeys(
             key

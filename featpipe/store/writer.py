@@ -9,6 +9,7 @@ parts, and leave alone what another may be at.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from featpipe._files import KEY_BYTES, printable
 from featpipe.errors import StoreError
+from featpipe.storage import Entry
 from featpipe.store import parts
 from featpipe.store.folder import Place, at_once, folder_of, is_gone, is_out_of_reach
 from featpipe.store.index import FILE_NAME as INDEX_NAME
@@ -27,6 +29,8 @@ from featpipe.store.places import Places
 from featpipe.types import Key
 
 _FIRST_PART_ROWS, PART_ROWS = 32, 2048
+_RECENT_SECONDS = 600
+"""A part that has been without its keys for longer is no writer's any more."""
 
 
 class StoreWriter:
@@ -47,11 +51,12 @@ class StoreWriter:
         self.shape = parts.PartShape(manifest.dimension, manifest.dtype)
         self.notes: list[str] = []
         self._folder = folder_of(path)
-        sizes = self._folder.sizes(parts.FOLDER)
-        self._sweep(sizes)
-        numbers = parts.numbers_in(sizes, ".keys")
-        self.places = Places(self._finished(numbers, sizes))
-        self._next = max(parts.numbers_in(sizes, ".keys", ".npy"), default=-1) + 1
+        files = self._folder.files(parts.FOLDER)
+        self._sweep(files)
+        numbers = parts.numbers_in(files, ".keys")
+        self.places = Places(self._finished(numbers, files))
+        self._next = max(parts.numbers_in(files, ".keys", ".npy"), default=-1) + 1
+        self._has_moved = False
         self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
         self._keys: list[Key] = []
         self._vectors = np.empty((0, manifest.dimension), dtype=manifest.dtype)
@@ -134,6 +139,8 @@ class StoreWriter:
             try:
                 parts.write_part(self.path, self._next, self.shape, self._keys, vectors, claim=True)
             except FileExistsError:
+                # The places that `append` has told of lead to another writer's part.
+                self._has_moved = True
                 self._next += 1
                 for row, key in enumerate(self._keys):
                     self.places[key] = (self._next, row)
@@ -153,6 +160,8 @@ class StoreWriter:
     def commit(self, index: Index) -> None:
         """Make ``index`` the store's, after everything that it refers to is on disk."""
         self.flush()
+        if self._has_moved:
+            index = index.placed(self.places)
         if index != self.previous or not self._folder.has(INDEX_NAME):
             index.write(self.path)
             self.previous = index
@@ -162,28 +171,47 @@ class StoreWriter:
         self._folder.delete(parts.keys_name(number))
         self._folder.delete(parts.vectors_name(number))
 
-    def _sweep(self, sizes: dict[str, int]) -> None:
+    def drop_unfinished(self) -> None:
+        """Delete the vectors without keys in a bucket, where `_sweep` leaves them alone.
+
+        Raises
+        ------
+        StoreError
+            When some are so new that another writer may be about to write their keys.
+        """
+        unfinished = _unfinished(self._folder.files(parts.FOLDER))
+        newest = max((entry.mtime_ns or 0 for entry in unfinished), default=0)
+        age = time.time() - newest / 1e9
+        if age < _RECENT_SECONDS:
+            raise StoreError(
+                f"another process may be writing to {printable(str(self.path))}: a part has been "
+                f"without its keys for {max(age, 0):.0f} seconds; run `featpipe gc` again when no "
+                f"writer is there and {_RECENT_SECONDS // 60} minutes have passed"
+            )
+        for entry in unfinished:
+            self._folder.delete(f"{parts.FOLDER}/{entry.name}")
+
+    def _sweep(self, files: dict[str, Entry]) -> None:
         """Delete what an interrupted process left: temporary files, vectors without keys.
 
         In a bucket they may be another writer's, who is about to write the keys.
         """
         if not self._folder.is_exclusive:
             return
-        left = [name for name in self._folder.sizes("") if _is_temporary(name)]
-        left += [f"{parts.FOLDER}/{name}" for name in sizes if _is_temporary(name)]
-        for name in left:
-            self._folder.delete(name)
-        for name in [*sizes]:
-            if name.endswith(".npy") and name.removesuffix(".npy") + ".keys" not in sizes:
-                self._folder.delete(f"{parts.FOLDER}/{name}")
-                del sizes[name]
+        for name in self._folder.files(""):
+            if _is_temporary(name):
+                self._folder.delete(name)
+        left = [name for name in files if _is_temporary(name)]
+        for name in [*left, *(entry.name for entry in _unfinished(files))]:
+            self._folder.delete(f"{parts.FOLDER}/{name}")
+            del files[name]
 
-    def _finished(self, numbers: list[int], sizes: dict[str, int]) -> Iterator[tuple[int, bytes]]:
+    def _finished(self, numbers: list[int], files: dict[str, Entry]) -> Iterator[tuple[int, bytes]]:
         """Yield number and keys of every part that is whole; put the others out of the way."""
         for number, keys in zip(numbers, at_once(self.path, self._load, numbers), strict=True):
             rows = len(keys) // KEY_BYTES
-            size = sizes.get(parts.vectors_name(number).partition("/")[2])
-            if rows and size == self.shape.file_size(rows):
+            vectors = files.get(parts.vectors_name(number).partition("/")[2])
+            if rows and vectors and vectors.size == self.shape.file_size(rows):
                 yield number, keys
             else:
                 self._set_aside(number)
@@ -214,6 +242,15 @@ class StoreWriter:
                 shown = printable(str(self._folder.place(INDEX_NAME)))
                 self.notes.append(f"{shown} was damaged and is made anew; its vectors are kept")
             return Index.empty()
+
+
+def _unfinished(files: dict[str, Entry]) -> list[Entry]:
+    """Return the vectors that have no keys."""
+    return [
+        entry
+        for name, entry in files.items()
+        if name.endswith(".npy") and name.removesuffix(".npy") + ".keys" not in files
+    ]
 
 
 def _is_temporary(name: str) -> bool:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     "--output",
     type=STORE,
     metavar="STORE",
-    help="Where the vectors go. [default: embeddings/<source>-<model>/]",
+    help="Where the vectors go: a folder, or s3://bucket/folder. "
+    "[default: embeddings/<source>-<model>/]",
 )
 @click.option("--labels", type=click.Path(path_type=Path), metavar="TABLE", help="CSV or Parquet.")
 @click.option(

@@ -183,7 +183,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 def _options(scheme: str) -> dict[str, Any]:
     """Return time-outs, and no memory of listings: a bucket changes while a process lives."""
     if scheme == "s3":
-        config = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS}
+        # `tried` asks again, and knows for how long.
+        once = {"total_max_attempts": 1}
+        times = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS}
+        config = {**times, "retries": once}
         return {"config_kwargs": config, "use_listings_cache": False}
     if scheme in {"http", "https"}:
         import aiohttp  # noqa: PLC0415 - an extra

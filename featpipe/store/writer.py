@@ -139,13 +139,18 @@ class StoreWriter:
             try:
                 parts.write_part(self.path, self._next, self.shape, self._keys, vectors, claim=True)
             except FileExistsError:
-                # The places that `append` has told of lead to another writer's part.
-                self._has_moved = True
-                self._next += 1
-                for row, key in enumerate(self._keys):
-                    self.places[key] = (self._next, row)
+                self._move()
             else:
                 return
+
+    def _move(self) -> None:
+        """Take the next number; places that `append` has told of lead to another's part now."""
+        told = enumerate(self._keys)
+        moved = [(key, row) for row, key in told if self.places.get(key) == (self._next, row)]
+        self._has_moved |= bool(moved)
+        self._next += 1
+        for key, row in moved:
+            self.places[key] = (self._next, row)
 
     def _put(self, row: int, vector: NDArray[np.float32]) -> None:
         """Copy a vector to where the next part is gathered: the only copy of it that is kept."""

@@ -68,8 +68,8 @@ class Folder(Protocol):
     def blocks(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of a file, some at a time where they need not come at once."""
 
-    def opened(self, name: str) -> AbstractContextManager[Any]:
-        """Open a file for Arrow to read."""
+    def opened(self, name: str) -> Any:
+        """Open a file for Arrow to read, as a `pyarrow.NativeFile`."""
 
     def written(
         self, name: str, *, is_new: bool = False
@@ -223,10 +223,9 @@ class LocalFolder:
             while block := file.read(_BLOCK):
                 yield block
 
-    def opened(self, name: str) -> AbstractContextManager[Any]:
+    def opened(self, name: str) -> Any:
         """Open a file for Arrow to read."""
-        opened: AbstractContextManager[Any] = pa.OSFile(str(self._path / name))
-        return opened
+        return pa.OSFile(str(self._path / name))
 
     def written(self, name: str, *, is_new: bool = False) -> AbstractContextManager[IO[bytes]]:  # noqa: ARG002 - the lock keeps others out
         """Write to a file that takes its place, whole and synced, at the end."""
@@ -298,7 +297,7 @@ class BucketFolder:
         """Yield the bytes of a file, all at once."""
         yield self.read(name)
 
-    def opened(self, name: str) -> AbstractContextManager[Any]:
+    def opened(self, name: str) -> Any:
         """Fetch a file for Arrow to read."""
         try:
             data = storage.read_file(self.place(name), is_large=True)
@@ -306,8 +305,7 @@ class BucketFolder:
             raise
         except OSError as exc:
             raise cannot_read(self.place(name), exc) from exc
-        opened: AbstractContextManager[Any] = pa.BufferReader(data)
-        return opened
+        return pa.BufferReader(data)
 
     @contextmanager
     def written(self, name: str, *, is_new: bool = False) -> Iterator[io.BytesIO]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from featpipe._columns import LABEL_PREFIX, LISTED, VERSION, in_columns
-from featpipe._files import atomic_file, printable, unescape_path
+from featpipe._files import printable, unescape_path
 from featpipe.errors import StoreError
 from featpipe.store import outcomes
+from featpipe.store.folder import Place, folder_of
 from featpipe.store.lazy import FileColumns, LazyColumns
 from featpipe.store.outcomes import Outcome, Outcomes
 from featpipe.store.places import Places, Words, by_key, firsts, positions, words
@@ -109,7 +109,7 @@ class Index:
         return cls(table)
 
     @classmethod
-    def read(cls, store: Path, *, at_once: bool = False) -> Index:
+    def read(cls, store: Place, *, at_once: bool = False) -> Index:
         """Read the index of a store.
 
         It stays as it is now, whatever a writer does: a small file is read at once, a larger
@@ -120,23 +120,27 @@ class Index:
         StoreError
             When it is missing or damaged; a column that is read later may raise it later.
         """
-        path = store / FILE_NAME
-        shown = printable(str(path))
+        folder = folder_of(store)
+        shown = printable(str(folder.place(FILE_NAME)))
         again = "run `featpipe embed` again; no vector is computed twice"
-        if not path.exists():
-            raise StoreError(f"{shown} is missing: {again}")
-        columns = FileColumns(path, lambda _: StoreError(f"{shown} is damaged: {again}"))
+        try:
+            file = folder.opened(FILE_NAME)
+        except FileNotFoundError as exc:
+            raise StoreError(f"{shown} is missing: {again}") from exc
+        except OSError as exc:
+            raise StoreError(f"{shown} is damaged: {again}") from exc
+        columns = FileColumns(file, lambda _: StoreError(f"{shown} is damaged: {again}"))
         for field in _SCHEMA:
             if field.name not in columns.column_names:
                 raise StoreError(f"{shown} is damaged (no column {field.name!r}): {again}")
             if columns.schema.field(field.name).type != field.type:
                 raise StoreError(f"{shown} is damaged (column {field.name!r}): {again}")
-        is_lazy = not at_once and _KEEPS_OPEN and path.stat().st_size > _SMALL_BYTES
+        is_lazy = not at_once and _KEEPS_OPEN and file.size() > _SMALL_BYTES
         return cls(columns if is_lazy else columns.table())
 
-    def write(self, store: Path) -> None:
+    def write(self, store: Place) -> None:
         """Replace the index of a store atomically."""
-        with atomic_file(store / FILE_NAME) as file:
+        with folder_of(store).written(FILE_NAME) as file:
             repeating = [n for n in self.table.column_names if n not in _DISTINCT]
             pq.write_table(
                 self.table,

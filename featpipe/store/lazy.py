@@ -8,7 +8,6 @@ file that is gone is an error then, not the end of the process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -85,16 +84,15 @@ class FileColumns(LazyColumns):
 
     Parameters
     ----------
-    path : path
+    file : pyarrow.NativeFile
         A Parquet file; it stays open as long as this object is there.
     fail : callable
         Returns what is raised where the file turns out to be damaged, at any time.
     """
 
-    def __init__(self, path: Path, fail: Callable[[Exception], Exception]) -> None:
-        self._fail = fail
+    def __init__(self, file: pa.NativeFile, fail: Callable[[Exception], Exception]) -> None:
+        self._file, self._fail = file, fail
         try:
-            self._file = pa.OSFile(str(path))
             self._metadata = pq.read_metadata(self._file)
             schema = self._metadata.schema.to_arrow_schema()
         except (OSError, pa.ArrowException) as exc:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from featpipe._files import KEY_BYTES, atomic_file, printable
 from featpipe.errors import StoreError
 from featpipe.store import parts
+from featpipe.store.folder import Place, at_once, folder_of, located
 from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
 from featpipe.store.manifest import MERGED
@@ -44,7 +45,7 @@ def verify_store(store: EmbeddingStore) -> list[str]:
         One sentence for every damaged file; empty where all is well.
     """
     numbers = parts.list_parts(store.path)
-    problems = [problem for n in numbers if (problem := parts.check_digest(store.path, n))]
+    problems = [problem for problem in parts.check_digests(store.path, numbers) if problem]
     problems.extend(_misplaced(store, set(numbers)))
     referred = {int(n) for n in np.unique(store.index.integers("part")) if n >= 0}
     problems.extend(
@@ -62,23 +63,26 @@ def _misplaced(store: EmbeddingStore, numbers: set[int]) -> list[str]:
     wrong = np.count_nonzero(np.isin(part, list(numbers)) & ~is_right)
     if not wrong:
         return []
-    path = printable(str(store.path / INDEX_NAME))
+    path = printable(str(folder_of(store.path).place(INDEX_NAME)))
     return [f"{path} is damaged ({wrong} rows lead to another vector): run `featpipe embed` again"]
 
 
-def collect_garbage(path: Path) -> Collected:
+def collect_garbage(place: str | os.PathLike[str]) -> Collected:
     """Drop the vectors that no image of the index refers to, and join small parts.
 
-    A reader that is at work meanwhile may have to open the store again.
+    A reader that is at work meanwhile may have to open the store again. In a bucket no lock keeps
+    writers out: this must not run beside one.
 
     Raises
     ------
     StoreError, LockedError, WriteError
         As `StoreWriter.opened`; the store is whole whatever happens.
     """
-    store = EmbeddingStore.open(path)
+    store = EmbeddingStore.open(place)
+    path = store.path
     before = disk_usage(path)
     with StoreWriter.opened(path, store.manifest) as writer:
+        writer.drop_unfinished()
         held, old = len(writer.places), parts.list_parts(path)
         index = _refuse_missing(writer.previous.placed(writer.places), printable(str(path)))
         wanted = np.flatnonzero(index.with_vector())
@@ -102,9 +106,13 @@ def _gather(index: Index, rows: NDArray[np.int64], writer: StoreWriter) -> None:
         writer.extend(keys[rows[at]], vectors[row[rows[at]]])
 
 
-def _places(path: Path, numbers: Sequence[int]) -> Places:
+def _places(path: Place, numbers: Sequence[int]) -> Places:
     """Return where some parts of a store hold which content."""
-    return Places((number, parts.read_key_bytes(path, number)) for number in numbers)
+    return Places(zip(numbers, _keys(path, numbers), strict=True))
+
+
+def _keys(path: Place, numbers: Sequence[int]) -> list[bytes]:
+    return list(at_once(path, lambda number: parts.read_key_bytes(path, number), numbers))
 
 
 def _refuse_missing(placed: Index, shown: str) -> Index:
@@ -120,7 +128,9 @@ def _refuse_missing(placed: Index, shown: str) -> Index:
     )
 
 
-def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
+def merge_stores(
+    output: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]
+) -> EmbeddingStore:
     """Join stores of one backbone into ``output``, a new store.
 
     Images keep their paths; a path that two stores hold with the same content becomes one
@@ -135,9 +145,10 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
         vectors are missing.
     """
     # Without an index it is what an interrupted merge has left: this one goes on from there.
-    if (output / INDEX_NAME).exists():
+    place = located(output)
+    if folder_of(place).has(INDEX_NAME):
         raise StoreError(
-            f"{printable(str(output))} is a store already: give a new folder for the merged one, "
+            f"{printable(str(place))} is a store already: give a new folder for the merged one, "
             "and name this one among the stores if its images belong there"
         )
     stores = [EmbeddingStore.open(path) for path in inputs]
@@ -156,18 +167,18 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
     manifest = replace(first, source=sources, group=None)
     for engine in engines:
         manifest = manifest.with_engine(engine)
-    with StoreWriter.opened(output, manifest) as writer:
+    with StoreWriter.opened(place, manifest) as writer:
         _copy_contents(stores, writer)
         writer.flush()
-        places = _places(output, parts.list_parts(output))
+        places = _places(place, parts.list_parts(place))
         writer.commit(_refuse_missing(merged.placed(places), "one of the stores"))
-    return EmbeddingStore.open(output)
+    return EmbeddingStore.open(place)
 
 
 def _copy_contents(stores: list[EmbeddingStore], writer: StoreWriter) -> None:
     """Write every content that the stores hold and the output does not, once."""
     held = [(store, number) for store in stores for number in parts.list_parts(store.path)]
-    keys = [parts.read_key_bytes(store.path, number) for store, number in held]
+    keys = [block for store in stores for block in _keys(store.path, parts.list_parts(store.path))]
     ends = np.cumsum([len(block) // KEY_BYTES for block in keys])
     joined = words(b"".join(keys))
     is_new = firsts(joined) & (writer.places.find(joined)[0] < 0)
@@ -239,10 +250,6 @@ def write_parquet(store: EmbeddingStore, output: Path) -> int:
     return done
 
 
-def disk_usage(path: Path) -> int:
-    """Return the bytes that a store takes on disk."""
-    total = 0
-    for found in path.rglob("*"):
-        with suppress(FileNotFoundError):  # a writer's temporary file comes and goes
-            total += found.stat().st_size if found.is_file() else 0
-    return total
+def disk_usage(place: Place) -> int:
+    """Return the bytes that a store takes where it lies."""
+    return folder_of(place).used()

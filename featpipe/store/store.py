@@ -14,9 +14,11 @@ from featpipe._columns import LABEL_PREFIX
 from featpipe._files import printable
 from featpipe.errors import LabelError, StoreError
 from featpipe.store import manifest, parts
+from featpipe.store.folder import Folder, Place, folder_of, located
 from featpipe.store.index import Index
 from featpipe.store.manifest import Manifest
 from featpipe.store.places import by_part
+from featpipe.store.ranges import read_rows
 from featpipe.types import Key
 
 
@@ -28,8 +30,8 @@ class EmbeddingStore:
 
     Parameters
     ----------
-    path : path
-        The store's folder.
+    path : path, or address as a text
+        The store's folder, on this machine or in a bucket (``s3://bucket/stores/photos``).
 
     Examples
     --------
@@ -39,7 +41,7 @@ class EmbeddingStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], manifest_: Manifest, index: Index) -> None:
-        self.path = Path(path)
+        self.path: Place = located(path)
         self.manifest = manifest_
         self.index = index
 
@@ -52,8 +54,20 @@ class EmbeddingStore:
         StoreError
             When there is no store, or it is damaged, or a newer featpipe wrote it.
         """
-        folder = Path(path)
-        return cls(folder, Manifest.read(folder), Index.read(folder))
+        place = located(path)
+        return cls(place, Manifest.read(place), Index.read(place))
+
+    @property
+    def folder(self) -> Folder:
+        """The store's files, for what others keep beside it."""
+        return folder_of(self.path)
+
+    @property
+    def name(self) -> str:
+        """Name of the store's folder."""
+        if isinstance(self.path, str):
+            return self.path.rpartition("/")[2]
+        return self.path.resolve().name
 
     @cached_property
     def _has_vector(self) -> NDArray[np.bool_]:
@@ -76,7 +90,8 @@ class EmbeddingStore:
     def X(self) -> NDArray[Any]:  # noqa: N802 - scikit-learn's name for it
         """The vectors, (n, D), float32 or float16.
 
-        A read-only memory map where all lie in one part in order, else one array.
+        A read-only memory map where all lie in one part in order, else one array; from a bucket
+        all of them are fetched.
 
         Raises
         ------
@@ -138,6 +153,9 @@ class EmbeddingStore:
 
     def _fill(self, vectors: NDArray[Any], rows: NDArray[np.int64]) -> None:
         part, row = (column[rows] for column in self._places)
+        if isinstance(self.path, str):
+            read_rows(self.path, self.shape, part, row, vectors)
+            return
         for number, at in by_part(part):
             wanted = row[at]
             mapped = self._map(number, wanted)
@@ -148,6 +166,10 @@ class EmbeddingStore:
                 vectors[at] = mapped[wanted]
 
     def _gather(self, part: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[Any]:
+        if isinstance(self.path, str):
+            fetched = np.empty((len(row), self.dimension), dtype=self.manifest.dtype)
+            read_rows(self.path, self.shape, part, row, fetched)
+            return fetched
         if len(part) and (part == part[0]).all():
             vectors = self._map(int(part[0]), row)
             if len(vectors) == len(row) and np.array_equal(row, np.arange(len(row))):

@@ -16,10 +16,12 @@ from typing import TypeAlias
 from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import LocalSource, Source, grouped
-from featpipe.sources.folder import IMAGE_SUFFIXES, FolderSource
+from featpipe.sources.folder import FolderSource
 from featpipe.sources.labels import LabelledSource
 from featpipe.sources.paths import PathSource, read_path_list
+from featpipe.sources.places import IMAGE_SUFFIXES
 from featpipe.sources.table import TABLE_SUFFIXES, TableSource
+from featpipe.sources.tar import is_archives, open_archives
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -94,7 +96,7 @@ def _refuse_url(text: str) -> Source:
 
 def _refuse_archive(text: str) -> Source:
     raise SourceError(
-        f"featpipe does not read archives yet: unpack {printable(text)} and give the folder"
+        f"featpipe reads no zip archives: unpack {printable(text)} and give the folder"
     )
 
 
@@ -104,6 +106,7 @@ def _open_file(text: str) -> Source:
 
 
 _OPENERS: tuple[tuple[Callable[[str], bool], Callable[[str], Source]], ...] = (
+    (is_archives, open_archives),
     (lambda text: "://" in text, _refuse_url),
     (os.path.isdir, lambda text: FolderSource(Path(text))),
     (
@@ -111,9 +114,7 @@ _OPENERS: tuple[tuple[Callable[[str], bool], Callable[[str], Source]], ...] = (
         lambda text: TableSource(Path(text)),
     ),
     (
-        lambda text: (
-            text.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip")) and os.path.isfile(text)
-        ),
+        lambda text: text.lower().endswith(".zip") and os.path.isfile(text),
         _refuse_archive,
     ),
     (os.path.isfile, _open_file),

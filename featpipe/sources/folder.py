@@ -15,27 +15,12 @@ from featpipe._columns import BLOCK_ROWS, LISTED, constant_column, path_column, 
 from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import NOT_REGULAR, LocalSource, is_regular
+from featpipe.sources.places import IMAGE_SUFFIXES, NOT_OURS, Place, find_splits
 from featpipe.types import ImageRef
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}
-)
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 _OWN_RECORDS = {"store.json", "head.json"}
 """A folder that holds one of these was written by featpipe: nobody means its files."""
 _DEEPEST = 100
-_NOT_OURS = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
 
 
 class FolderSource(LocalSource):
@@ -77,9 +62,9 @@ class FolderSource(LocalSource):
             raise SourceError(
                 f"cannot open the folder {printable(str(self.root))}: {exc.strerror or exc}"
             ) from exc
-        has_splits = self._find_splits([folder.name for folder in content.folders])
+        has_splits = find_splits([folder.name for folder in content.folders], self.notes)
         root_id = _identity(os.stat(self.root))
-        yield from self._walk(content, "", (root_id,), _Place(has_splits), left_out)
+        yield from self._walk(content, "", (root_id,), Place(has_splits), left_out)
         if left_out:
             # Those of equal number by name: the order of a folder's entries is chance.
             kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
@@ -88,23 +73,12 @@ class FolderSource(LocalSource):
                 f"left out {sum(left_out.values())} files whose suffix is not an image's: {shown}"
             )
 
-    def _find_splits(self, folders: list[str]) -> bool:
-        """Tell whether the folders in the root are splits, and note those that are not."""
-        named = [name for name in folders if name.lower() in SPLITS]
-        # Two of these names are no chance; one beside other folders is a class of its own.
-        found = bool(named) and (named == folders or len({SPLITS[n.lower()] for n in named}) > 1)
-        others = [name for name in folders if name not in named]
-        if found and others:
-            shown = ", ".join(printable(name) for name in others[:5])
-            self.notes.append(f"the folders beside {' and '.join(named)} are in no split: {shown}")
-        return found
-
     def _walk(
         self,
         content: _Content,
         prefix: str,
         above: tuple[tuple[int, int], ...],
-        place: _Place,
+        place: Place,
         left_out: Counter[str],
     ) -> Iterator[_Shelf]:
         left_out.update(content.left_out)
@@ -122,7 +96,7 @@ class FolderSource(LocalSource):
         folder: os.DirEntry[str],
         path: str,
         above: tuple[tuple[int, int], ...],
-        place: _Place,
+        place: Place,
         left_out: Counter[str],
     ) -> Iterator[_Shelf]:
         try:
@@ -144,22 +118,6 @@ class FolderSource(LocalSource):
             yield from self._walk(content, path + "/", (*above, identity), place, left_out)
 
 
-class _Place:
-    """What the folders above an image say of it."""
-
-    __slots__ = ("awaits_split", "label", "split")
-
-    def __init__(
-        self, awaits_split: bool, split: str | None = None, label: str | None = None
-    ) -> None:
-        self.awaits_split, self.split, self.label = awaits_split, split, label
-
-    def below(self, name: str) -> _Place:
-        if self.awaits_split:
-            return _Place(False, SPLITS.get(name.lower()))
-        return self if self.label is not None else _Place(False, self.split, name)
-
-
 class _Shelf:
     """Images that stand one after the other in one folder."""
 
@@ -170,7 +128,7 @@ class _Shelf:
         paths: list[str],
         sizes: list[int | None],
         mtimes: list[int | None],
-        place: _Place,
+        place: Place,
         problems: list[str | None] | None,
     ) -> None:
         self.paths, self.sizes, self.mtimes = paths, sizes, mtimes
@@ -228,7 +186,7 @@ class _Content:
                 mtimes.append(mtime_ns)
                 if problem is not None:
                     self._problems[len(names) - 1] = problem
-            elif name.lower() not in _NOT_OURS:
+            elif name.lower() not in NOT_OURS:
                 self._add_other(entry, suffix)
 
     def _add_other(self, entry: os.DirEntry[str], suffix: str) -> None:
@@ -243,7 +201,7 @@ class _Content:
         """Return how many images stand before that name."""
         return bisect_left(self.order, name, key=self._names.__getitem__)
 
-    def shelves(self, begin: int, end: int, prefix: str, place: _Place) -> Iterator[_Shelf]:
+    def shelves(self, begin: int, end: int, prefix: str, place: Place) -> Iterator[_Shelf]:
         """Yield the images from ``begin`` to ``end`` in the order of their names."""
         for start in range(begin, end, BLOCK_ROWS):
             order = self.order[start : min(start + BLOCK_ROWS, end)]

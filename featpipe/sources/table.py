@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import LocalSource
-from featpipe.sources.folder import SPLITS
+from featpipe.sources.places import SPLITS
 from featpipe.types import ImageRef
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")

@@ -20,6 +20,9 @@ from featpipe.sources.folder import FolderSource
 from featpipe.sources.labels import LabelledSource
 from featpipe.sources.paths import PathSource, read_path_list
 from featpipe.sources.places import IMAGE_SUFFIXES
+from featpipe.sources.rows import is_image_parquet, open_parquet
+from featpipe.sources.saved import is_saved_dataset, open_saved_dataset
+from featpipe.sources.shelves import is_shelf, open_shelf
 from featpipe.sources.table import TABLE_SUFFIXES, TableSource
 from featpipe.sources.tar import is_archives, open_archives
 
@@ -107,7 +110,10 @@ def _open_file(text: str) -> Source:
 
 _OPENERS: tuple[tuple[Callable[[str], bool], Callable[[str], Source]], ...] = (
     (is_archives, open_archives),
+    (is_image_parquet, open_parquet),
     (lambda text: "://" in text, _refuse_url),
+    (is_saved_dataset, open_saved_dataset),
+    (is_shelf, open_shelf),
     (os.path.isdir, lambda text: FolderSource(Path(text))),
     (
         lambda text: text.lower().endswith(TABLE_SUFFIXES) and os.path.isfile(text),

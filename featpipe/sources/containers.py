@@ -14,6 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,6 +41,7 @@ from featpipe.types import ImageRef
 
 _ROWS_IN_MEMORY = 2**21
 """Rows of listings that are kept in memory, of at least two containers."""
+_MOST_OPEN = 64
 _FACTS = b"featpipe.facts"
 _BATCH_ROWS = 2**16
 CHANGED = "the file that holds it has changed since it was listed"
@@ -54,6 +56,11 @@ class Container(ABC):
         A local path or an address.
     name : str
         Short and distinct; it stands before the paths of the images.
+
+    Attributes
+    ----------
+    split : str or None
+        That of its images, where something beside it tells.
     """
 
     kind: ClassVar[str]
@@ -61,6 +68,7 @@ class Container(ABC):
 
     def __init__(self, place: str, name: str) -> None:
         self.place, self.name = place, name
+        self.split: str | None = None
 
     @property
     def shown(self) -> str:
@@ -98,6 +106,9 @@ class Container(ABC):
         OSError, ValueError
             When that cannot be done.
         """
+
+    def release(self) -> None:  # noqa: B027 - not all keep something open
+        """Let go of what is open; the next read opens it again."""
 
 
 def version_of(entry: Entry) -> str | None:
@@ -191,6 +202,8 @@ class ContainerSource(Source):
         With distinct names.
     name, location : str
         See `Source`.
+    group : str, optional
+        The label column that holds the groups, in place of ``group``.
 
     Raises
     ------
@@ -198,15 +211,40 @@ class ContainerSource(Source):
         When the only container cannot be opened, while listing it.
     """
 
-    def __init__(self, containers: Sequence[Container], *, name: str, location: str) -> None:
+    def __init__(
+        self,
+        containers: Sequence[Container],
+        *,
+        name: str,
+        location: str,
+        group: str | None = None,
+    ) -> None:
         super().__init__()
-        self.name, self.location = name, location
+        self.name, self.location, self._group = name, location, group
         self.containers = list(containers)
         self._by_name = {container.name: at for at, container in enumerate(self.containers)}
         self._depths = sorted({c.name.count("/") for c in self.containers}, reverse=True)
         self._loaded: OrderedDict[int, Listing] = OrderedDict()
+        self._in_use: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
         self._tree: Tree | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that may hold the groups: what stands beside the images but label and split."""
+        found: dict[str, None] = {}
+        for at in range(len(self.containers)):
+            with suppress(OSError, ValueError):
+                table = self._listing(at).table
+                if table.column("group").null_count < len(table):
+                    found["group"] = None
+                found |= {name.removeprefix(LABEL_PREFIX): None for name in _label_columns(table)}
+        return tuple(found)
+
+    def with_groups(self, column: str) -> ContainerSource:
+        """Return the same with the groups of another column."""
+        group = None if column == "group" else column
+        return ContainerSource(self.containers, name=self.name, location=self.location, group=group)
 
     def nothing_found(self) -> str:
         """Say that the listing was empty, and what else was there."""
@@ -233,7 +271,7 @@ class ContainerSource(Source):
                 continue
             left_out.update(listing.left_out)
             notes += [f"{container.shown}: {note}" for note in listing.notes]
-            table = self._emitted(container, listing, splits[at])
+            table = self._emitted(container, listing, container.split or splits[at])
             for start in range(0, len(table), _BATCH_ROWS):
                 yield table.slice(start, _BATCH_ROWS)
         self._tell(notes, left_out)
@@ -262,7 +300,7 @@ class ContainerSource(Source):
         """Return a listing as the stages after this know it."""
         own = [name for name in listing.table.column_names if name.startswith("_")]
         table = listing.table.drop_columns(own).replace_schema_metadata(None)
-        table = self._with_places(table)
+        table = _with_groups(self._with_places(table), self._group)
         if split is not None:
             table = _replaced(table, "split", pc.fill_null(table.column("split"), split))
         table = _replaced(table, "path", self._full_paths(container, table.column("path")))
@@ -317,7 +355,17 @@ class ContainerSource(Source):
         problem = listing.table.column("problem")[row].as_py()
         if problem is not None:
             raise OSError(problem)
+        self._use(at)
         return self.containers[at].read(listing, row)
+
+    def _use(self, at: int) -> None:
+        """Keep few containers open: a process may not open as many files as there are shards."""
+        with self._lock:
+            self._in_use[at] = None
+            self._in_use.move_to_end(at)
+            last = self._in_use.popitem(last=False)[0] if len(self._in_use) > _MOST_OPEN else None
+        if last is not None:
+            self.containers[last].release()
 
     def _split_path(self, path: str) -> tuple[int, str]:
         if len(self.containers) == 1:
@@ -382,8 +430,26 @@ def _replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
     return table.set_column(table.column_names.index(name), table.schema.field(name), values)
 
 
+def _label_columns(table: pa.Table) -> list[str]:
+    return [name for name in table.column_names if name.startswith(LABEL_PREFIX)]
+
+
+def _with_groups(table: pa.Table, column: str | None) -> pa.Table:
+    """Take the groups from a label column; what were groups becomes a label column."""
+    if column is None:
+        return table
+    former, name = table.column("group"), LABEL_PREFIX + column
+    groups = pa.nulls(len(table), pa.string())
+    if name in table.column_names:
+        groups = table.column(name)
+        table = table.drop_columns([name])
+    if former.null_count < len(table):
+        table = table.append_column(LABEL_PREFIX + "group", former)
+    return _replaced(table, "group", groups)
+
+
 def _refs(table: pa.Table) -> Iterator[ImageRef]:
-    names = [name for name in table.column_names if name.startswith(LABEL_PREFIX)]
+    names = _label_columns(table)
     for row in table.to_pylist():
         yield ImageRef(
             unescape_path(row["path"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featpipe._columns import BLOCK_ROWS, LABEL_PREFIX, text_column
+from featpipe.sources.cells import as_text
 from featpipe.sources.places import SPLITS
 
 SIDECAR_SUFFIXES = frozenset({".cls", ".json", ".txt"})
@@ -56,7 +56,7 @@ class Sidecars:
         if not isinstance(value, dict):
             self._unread += 1
             return {}
-        said = {str(name): _plain(item) for name, item in value.items() if _is_plain(item)}
+        said = {str(name): _as_cell(item) for name, item in value.items() if _is_plain(item)}
         label = next((name for name in _LABELS if said.get(name) is not None), None)
         known = {"label": said.pop(label) if label else None, "group": said.pop("group", None)}
         split = said.pop("split", None)
@@ -133,14 +133,10 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _plain(value: Any) -> str | None:
-    """Return a value as the text of a table's cell; whole numbers without a point."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+def _as_cell(value: Any) -> str | None:
     # JSON may hold half of a surrogate pair, which is no text.
-    return str(value).strip().encode("utf-8", "replace").decode() or None
+    text = as_text(value)
+    return None if text is None else _as_unicode(text)
 
 
 def _as_unicode(name: str) -> str:

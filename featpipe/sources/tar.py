@@ -114,6 +114,11 @@ class TarArchive(Container):
             raise OSError(CHANGED)
         return data
 
+    def release(self) -> None:
+        """Let go of the open file, which is closed when no thread reads from it."""
+        with self._lock:
+            self._open = None
+
     def _opened(self, version: str | None) -> _OpenFile:
         with self._lock:
             if self._open is None or self._open.version != version:

@@ -127,7 +127,10 @@ def _number(field: bytes) -> int:
     """Return a number in octal digits, or in base 256 where it is too large for them."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    number = int(field.partition(b"\0")[0].strip() or b"0", 8)
+    if field[-1] == 0 and field[-2] != 0:  # as nearly all are written
+        number = int(field[:-1], 8)
+    else:
+        number = int(field.partition(b"\0")[0].strip() or b"0", 8)
     if number < 0:
         raise ValueError("a negative number")
     return number

@@ -100,8 +100,8 @@ def stem_of(text: str) -> str:
     >>> stem_of("data/train-{0000..0099}.tar"), stem_of("x/{a,b}.tar")
     ('train', 'x')
     """
-    path = without_query(text).rstrip("/")
-    name = _BRACES.sub("", path.rpartition("/")[2])
-    stem = name.rpartition(".")[0] or name
-    above = _BRACES.sub("", path).rstrip("/").split("/")
-    return stem.strip("-_. ") or (above[-2] if len(above) > 1 else "") or "images"
+    parts = _BRACES.sub("", without_query(text)).split("/")
+    name = parts.pop()
+    stem = name[: name.rfind(".")] if "." in name else name
+    above = [part for part in parts if part]
+    return stem.strip("-_. ") or (above[-1] if above else "images")

@@ -1,6 +1,6 @@
 """The headers of a tar file: ustar, pax and GNU long names, read in order and nothing else.
 
-The standard library's `tarfile` makes an object of each member and takes five times as long
+The standard library's `tarfile` makes an object of each member and takes four times as long
 (``benchmarks/listing.py``), which counts where ten million members are listed. What it does for
 whoever unpacks (links, devices, permissions) is not wanted here; a test holds that both list
 the same. The format: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar

@@ -273,19 +273,19 @@ def test_damaged_parquet_is_a_sentence(tmp_path: Path) -> None:
     ("name", "message"),
     [
         (
-            "s3://bucket/set",
-            "featpipe does not read s3:// addresses yet: copy the images to a local folder "
-            "and give that",
+            "ftp://host/set",
+            "featpipe does not read ftp:// addresses: it reads s3://, gs://, gcs://, http://, "
+            "https://",
         ),
-        ("set.tar", "featpipe does not read archives yet: unpack set.tar and give the folder"),
+        ("set.zip", "featpipe reads no zip archives: unpack set.zip and give the folder"),
     ],
 )
-def test_kinds_to_come_say_so(
+def test_kinds_that_are_not_read_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
-    """The seam is there; what does not go through it yet says what to do instead."""
+    """And what to do instead."""
     monkeypatch.chdir(tmp_path)
-    touch(tmp_path, "set.tar")
+    touch(tmp_path, "set.zip")
     with pytest.raises(SourceError) as caught:
         open_source(name)
     assert str(caught.value) == message
@@ -407,16 +407,15 @@ def test_contradicting_rows_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_images_inside_parquet_are_not_taken_for_paths(tmp_path: Path) -> None:
-    """The layout of Hugging Face's data sets is recognised, and said to come."""
-    images = pa.array([{"bytes": b"x", "path": "1.jpg"}])
-    pq.write_table(pa.table({"image": images, "label": [1]}), tmp_path / "set.parquet")
+def test_bytes_that_are_no_images_are_not_taken_for_labels(tmp_path: Path) -> None:
+    """A column of bytes beside one of paths is named, and what to do with it said."""
+    columns = {"path": ["1.jpg"], "digest": [b"x"]}
+    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
     with pytest.raises(SourceError) as caught:
         list(open_source(tmp_path / "set.parquet"))
     assert str(caught.value) == (
-        f"the column 'image' of {tmp_path}/set.parquet holds bytes or nested values, and featpipe "
-        "does not read images inside a Parquet file yet: write the images to files, or give a "
-        "table of paths"
+        f"the column 'digest' of {tmp_path}/set.parquet holds bytes or nested values that are no "
+        "images: leave it out, or name the column of the images' bytes 'image'"
     )
 
 

@@ -20,10 +20,14 @@ from featpipe.sources.base import LocalSource, Source, grouped
 from featpipe.sources.files import FileSource
 from featpipe.sources.folder import FolderSource
 from featpipe.sources.labels import LabelledSource
-from featpipe.sources.naming import IMAGE_SUFFIXES, suffix_of
 from featpipe.sources.paths import PathSource, read_path_list
+from featpipe.sources.places import IMAGE_SUFFIXES, suffix_of
 from featpipe.sources.remote import BucketSource
+from featpipe.sources.rows import is_image_parquet, open_parquet
+from featpipe.sources.saved import is_saved_dataset, open_saved_dataset
+from featpipe.sources.shelves import is_shelf, open_shelf
 from featpipe.sources.table import TABLE_SUFFIXES, TableSource
+from featpipe.sources.tar import is_archives, open_archives
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -105,7 +109,7 @@ def _open_url(text: str) -> Source:
 
 def _refuse_archive(text: str) -> Source:
     raise SourceError(
-        f"featpipe does not read archives yet: unpack {printable(text)} and give the folder"
+        f"featpipe reads no zip archives: unpack {printable(text)} and give the folder"
     )
 
 
@@ -121,13 +125,15 @@ def _is_table(text: str) -> bool:
 
 
 _OPENERS: tuple[tuple[Callable[[str], bool], Callable[[str], Source]], ...] = (
+    (is_archives, open_archives),
+    (is_image_parquet, open_parquet),
     (_is_table, TableSource),
     (storage.is_url, _open_url),
+    (is_saved_dataset, open_saved_dataset),
+    (is_shelf, open_shelf),
     (os.path.isdir, lambda text: FolderSource(Path(text))),
     (
-        lambda text: (
-            text.lower().endswith((".tar", ".tar.gz", ".tgz", ".zip")) and os.path.isfile(text)
-        ),
+        lambda text: text.lower().endswith(".zip") and os.path.isfile(text),
         _refuse_archive,
     ),
     (os.path.isfile, _open_file),

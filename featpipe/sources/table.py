@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from typing import Any
 from featpipe import storage
 from featpipe._files import printable
 from featpipe.errors import SourceError
+from featpipe.sources.cells import as_text
 from featpipe.sources.files import FileSource
-from featpipe.sources.naming import SPLITS
+from featpipe.sources.places import SPLITS
 from featpipe.types import ImageRef
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
@@ -172,7 +172,7 @@ def _read_parquet(path: str) -> Iterator[dict[str, str | None]]:
     with _parquet_file(path) as file:
         for batch in file.iter_batches():
             for row in batch.to_pylist():
-                yield {name: _as_text(value) for name, value in row.items()}
+                yield {name: as_text(value) for name, value in row.items()}
 
 
 def _refuse_bytes(schema: Any, path: str) -> None:
@@ -180,19 +180,9 @@ def _refuse_bytes(schema: Any, path: str) -> None:
         if str(field.type).startswith(("struct", "binary", "large_binary", "list", "fixed_size")):
             raise SourceError(
                 f"the column {printable(field.name)!r} of {printable(storage.shown(path))} holds "
-                "bytes or nested values, and featpipe does not read images "
-                "inside a Parquet file yet: write the images to files, or give a table of paths"
+                "bytes or nested values that are no images: leave it out, or name the column of "
+                "the images' bytes 'image'"
             )
-
-
-def _as_text(value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bytes):
-        return os.fsdecode(value)
-    return str(value).strip() or None
 
 
 def path_column(names: Iterable[str], table: str) -> str:

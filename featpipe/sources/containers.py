@@ -1,0 +1,469 @@
+"""Files that hold many images each: tar archives, Parquet files; what they have in common.
+
+A container lists its images in columns and reads one of them by its row. `ContainerSource` is
+one or many of them as one source: it names the images, keeps a bounded number of listings in
+memory (the others in the user's cache) and finds the row of a path again. No object is kept
+for any image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from featpipe._columns import (
+    BLOCK_ROWS,
+    LABEL_PREFIX,
+    LISTED,
+    VERSION,
+    constant_column,
+    path_column,
+    text_column,
+)
+from featpipe._files import escape_path, printable, unescape_path
+from featpipe.errors import SourceError
+from featpipe.sources.base import NOT_REGULAR, REMOTE_READERS, Source, is_regular
+from featpipe.sources.listings import keep_listing, kept_listing
+from featpipe.sources.places import Tree, splits_of_names
+from featpipe.storage import Entry, is_url, look_at, shown
+from featpipe.types import ImageRef
+
+_ROWS_IN_MEMORY = 2**21
+"""Rows of listings that are kept in memory, of at least two containers."""
+_MOST_OPEN = 64
+_FACTS = b"featpipe.facts"
+_BATCH_ROWS = 2**16
+CHANGED = "the file that holds it has changed since it was listed"
+
+
+class Container(ABC):
+    """One file that holds images.
+
+    Parameters
+    ----------
+    place : str
+        A local path or an address.
+    name : str
+        Short and distinct; it stands before the paths of the images.
+
+    Attributes
+    ----------
+    split : str or None
+        That of its images, where something beside it tells.
+    """
+
+    kind: ClassVar[str]
+    """What it is, as a word for messages and for the name of its listing."""
+
+    def __init__(self, place: str, name: str) -> None:
+        self.place, self.name = place, name
+        self.split: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The place, fit for a message."""
+        return printable(shown(self.place) if is_url(self.place) else self.place)
+
+    def version(self) -> str | None:
+        """Return a text that changes with the bytes, or None where nobody tells one.
+
+        Raises
+        ------
+        OSError
+            When there is no such file.
+        """
+        if not is_url(self.place) and not is_regular(os.stat(self.place)):
+            raise OSError(NOT_REGULAR)
+        return version_of(look_at(self.place))
+
+    @abstractmethod
+    def listed(self) -> Listing:
+        """Read the container and list what is in it.
+
+        Raises
+        ------
+        OSError, ValueError
+            When it cannot be opened; what is wrong further on is in the listing.
+        """
+
+    @abstractmethod
+    def read(self, listing: Listing, row: int) -> bytes:
+        """Return the bytes of one image; from any thread.
+
+        Raises
+        ------
+        OSError, ValueError
+            When that cannot be done.
+        """
+
+    def release(self) -> None:  # noqa: B027 - not all keep something open
+        """Let go of what is open; the next read opens it again."""
+
+
+def version_of(entry: Entry) -> str | None:
+    """Return what stands for the bytes of a file: its ETag, else its size and time of change."""
+    if entry.version is not None:
+        return entry.version
+    return None if entry.mtime_ns is None else f"{entry.size}-{entry.mtime_ns}"
+
+
+class Listing:
+    """What is in one container, in columns.
+
+    Attributes
+    ----------
+    table : pyarrow.Table
+        `LISTED`, label columns, and columns of the container's own, whose names begin with
+        ``_``. ``path`` is escaped, and distinct.
+    left_out : Counter
+        Files that are no images, by suffix.
+    notes : list of str
+        What a person should know of it.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        left_out: Counter[str] | None = None,
+        notes: Sequence[str] = (),
+        version: str | None = None,
+    ) -> None:
+        self.table, self.left_out, self.notes = table, left_out or Counter(), list(notes)
+        self.version = version
+        self._lock = threading.Lock()
+        self._sorted: tuple[NDArray[np.int64], NDArray[np.intp]] | None = None
+
+    @classmethod
+    def kept(cls, container: Container, version: str) -> Listing | None:
+        """Return the listing that was kept of a container of this version, if there is one."""
+        table = kept_listing(container.kind, _where(container), version)
+        if table is None or table.schema.names[: len(LISTED)] != LISTED.names:
+            return None
+        try:
+            facts = json.loads((table.schema.metadata or {})[_FACTS])
+            return cls(table, Counter(facts["left_out"]), facts["notes"], version)
+        except (KeyError, ValueError):
+            return None
+
+    def keep(self, container: Container, version: str) -> bool:
+        """Keep it for the next run, and tell whether that was possible."""
+        facts = json.dumps({"left_out": self.left_out, "notes": self.notes}).encode()
+        table = self.table.replace_schema_metadata({_FACTS: facts})
+        return keep_listing(container.kind, _where(container), version, table)
+
+    def find(self, path: str) -> int | None:
+        """Return the row of a path (not escaped), or None."""
+        with self._lock:
+            if self._sorted is None:
+                hashes = np.empty(len(self.table), dtype=np.int64)
+                for start in range(0, len(hashes), BLOCK_ROWS):
+                    block = self.table.column("path").slice(start, BLOCK_ROWS).to_pylist()
+                    hashes[start : start + len(block)] = [hash(name) for name in block]
+                order = np.argsort(hashes, kind="stable")
+                self._sorted = hashes[order], order
+        hashes, order = self._sorted
+        escaped = escape_path(path)
+        at = int(np.searchsorted(hashes, hash(escaped)))
+        while at < len(hashes) and hashes[at] == hash(escaped):
+            row = int(order[at])
+            if self.table.column("path")[row].as_py() == escaped:
+                return row
+            at += 1
+        return None
+
+
+def _where(container: Container) -> str:
+    place = container.place
+    return shown(place) if is_url(place) else os.path.abspath(place)
+
+
+class ContainerSource(Source):
+    """The images of one or many containers, in their order, each once.
+
+    The path of an image is its name in its container; where there are several, after the name
+    of that and a ``/``. The split of a file's name (``train-0000.tar``) is that of its images
+    where these tell none themselves. A container that cannot be opened is one row with the
+    reason where there are several, and an error where it is the only one.
+
+    Parameters
+    ----------
+    containers : sequence of Container
+        With distinct names.
+    name, location : str
+        See `Source`.
+    group : str, optional
+        The label column that holds the groups, in place of ``group``.
+
+    Raises
+    ------
+    SourceError
+        When the only container cannot be opened, while listing it.
+    """
+
+    def __init__(
+        self,
+        containers: Sequence[Container],
+        *,
+        name: str,
+        location: str,
+        group: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.location, self._group = name, location, group
+        self.containers = list(containers)
+        self._by_name = {container.name: at for at, container in enumerate(self.containers)}
+        self._depths = sorted({c.name.count("/") for c in self.containers}, reverse=True)
+        self._loaded: OrderedDict[int, Listing] = OrderedDict()
+        self._in_use: OrderedDict[int, None] = OrderedDict()
+        self._lock = threading.Lock()
+        self._tree: Tree | None = None
+
+    @property
+    def readers(self) -> int:
+        """Many, where a container lies behind an address."""
+        return REMOTE_READERS if any(is_url(c.place) for c in self.containers) else 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that may hold the groups: what stands beside the images but label and split."""
+        found: dict[str, None] = {}
+        for at in range(len(self.containers)):
+            with suppress(OSError, ValueError):
+                table = self._listing(at).table
+                if table.column("group").null_count < len(table):
+                    found["group"] = None
+                found |= {name.removeprefix(LABEL_PREFIX): None for name in _label_columns(table)}
+        return tuple(found)
+
+    def with_groups(self, column: str) -> ContainerSource:
+        """Return the same with the groups of another column."""
+        group = None if column == "group" else column
+        return ContainerSource(self.containers, name=self.name, location=self.location, group=group)
+
+    def nothing_found(self) -> str:
+        """Say that the listing was empty, and what else was there."""
+        detail = f" ({'; '.join(self.notes)})" if self.notes else ""
+        return f"there is no image in {printable(self.location)}{detail}"
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        for table in self.batches():
+            for start in range(0, len(table), BLOCK_ROWS):
+                yield from _refs(table.slice(start, BLOCK_ROWS))
+
+    def batches(self) -> Iterator[pa.Table]:
+        """List the same in columns."""
+        self.notes.clear()
+        self._tree = None
+        left_out: Counter[str] = Counter()
+        notes: list[str] = []
+        splits = splits_of_names([container.name for container in self.containers])
+        for at, container in enumerate(self.containers):
+            try:
+                listing = self._listing(at, fresh=True)
+            except (OSError, ValueError) as exc:
+                yield self._unopened(container, exc)
+                continue
+            left_out.update(listing.left_out)
+            notes += [f"{container.shown}: {note}" for note in listing.notes]
+            table = self._emitted(container, listing, container.split or splits[at])
+            for start in range(0, len(table), _BATCH_ROWS):
+                yield table.slice(start, _BATCH_ROWS)
+        self._tell(notes, left_out)
+
+    def _tell(self, notes: list[str], left_out: Counter[str]) -> None:
+        self.notes += self._tree.notes if self._tree is not None else []
+        self.notes += notes[:5]
+        if len(notes) > 5:
+            self.notes.append(f"{len(notes) - 5} more notes of this kind")
+        if left_out:
+            self.notes.append(left_out_note(left_out))
+
+    def _unopened(self, container: Container, exc: Exception) -> pa.Table:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        if len(self.containers) == 1:
+            raise SourceError(
+                f"cannot read the {container.kind} {container.shown}: {reason}"
+            ) from exc
+        problem = f"the {container.kind} cannot be opened: {reason}"
+        ref = {"path": [escape_path(container.name)], "problem": [problem]}
+        return pa.Table.from_pydict(
+            {name: ref.get(name, [None]) for name in LISTED.names}, schema=LISTED
+        )
+
+    def _emitted(self, container: Container, listing: Listing, split: str | None) -> pa.Table:
+        """Return a listing as the stages after this know it."""
+        own = [name for name in listing.table.column_names if name.startswith("_")]
+        table = listing.table.drop_columns(own).replace_schema_metadata(None)
+        table = _with_groups(self._with_places(table), self._group)
+        if split is not None:
+            table = _replaced(table, "split", pc.fill_null(table.column("split"), split))
+        table = _replaced(table, "path", self._full_paths(container, table.column("path")))
+        if listing.version is not None:
+            table = table.append_column(VERSION, constant_column(listing.version, len(table)))
+        return table
+
+    def _full_paths(self, container: Container, paths: Any) -> Any:
+        """Return paths as the source names them; an empty one means the container itself."""
+        name, prefix = path_column([container.name, f"{container.name}/"])
+        full = paths
+        if len(self.containers) > 1:
+            full = pc.binary_join_element_wise(prefix, paths, "")
+        return pc.if_else(pc.equal(paths, ""), name, full)
+
+    def _with_places(self, table: pa.Table) -> pa.Table:
+        """Add labels and splits from folders, where nothing else tells labels."""
+        folders = _folders(table.column("path"))
+        names = pc.unique(folders).to_pylist()
+        if names in ([], [""]):
+            return table
+        if self._tree is None:
+            self._tree = self._grown()
+        places = [self._tree.place(unescape_path(name)) for name in names]
+        which = pc.index_in(folders, value_set=pa.array(names, pa.string()))
+        splits = pa.array([place.split for place in places], pa.string()).take(which)
+        table = _replaced(table, "split", pc.coalesce(table.column("split"), splits))
+        if table.column("label").null_count < len(table):
+            return table
+        labels = text_column([place.label for place in places]).take(which)
+        return _replaced(table, "label", labels)
+
+    def _grown(self) -> Tree:
+        """Look at the folders in all containers: together they are one tree."""
+        found: set[str] = set()
+        for at in range(len(self.containers)):
+            try:
+                listing = self._listing(at)
+            except (OSError, ValueError):
+                continue  # it is a row with a problem when its turn comes
+            usable = listing.table.filter(pc.is_null(listing.table.column("problem")))
+            found.update(pc.unique(_folders(usable.column("path"))).to_pylist())
+        return Tree(unescape_path(folder) for folder in found)
+
+    def read(self, ref: ImageRef) -> bytes:
+        """Return the bytes of one image; raise OSError where that cannot be done."""
+        at, name = self._split_path(ref.path)
+        listing = self._listing(at)
+        row = listing.find(name)
+        if row is None:
+            raise FileNotFoundError(f"there is no such image in {self.containers[at].shown}")
+        problem = listing.table.column("problem")[row].as_py()
+        if problem is not None:
+            raise OSError(problem)
+        self._use(at)
+        return self.containers[at].read(listing, row)
+
+    def _use(self, at: int) -> None:
+        """Keep few containers open: a process may not open as many files as there are shards."""
+        with self._lock:
+            self._in_use[at] = None
+            self._in_use.move_to_end(at)
+            last = self._in_use.popitem(last=False)[0] if len(self._in_use) > _MOST_OPEN else None
+        if last is not None:
+            self.containers[last].release()
+
+    def _split_path(self, path: str) -> tuple[int, str]:
+        if len(self.containers) == 1:
+            return 0, path
+        parts = path.split("/")
+        for depth in self._depths:
+            at = self._by_name.get("/".join(parts[: depth + 1]))
+            if at is not None:
+                return at, "/".join(parts[depth + 1 :])
+        raise FileNotFoundError("there is no file of that name in the source")
+
+    def _listing(self, at: int, *, fresh: bool = False) -> Listing:
+        """Return the listing of a container: from memory, the cache, or the container itself.
+
+        ``fresh`` asks whether the container has changed.
+        """
+        with self._lock:
+            listing = self._loaded.get(at)
+            if listing is None or fresh:
+                listing = self._load(self.containers[at], listing)
+                self._loaded[at] = listing
+                self._forget()
+            self._loaded.move_to_end(at)
+            return listing
+
+    def _forget(self) -> None:
+        total = sum(len(listing.table) for listing in self._loaded.values())
+        while total > _ROWS_IN_MEMORY and len(self._loaded) > 2:
+            total -= len(self._loaded.popitem(last=False)[1].table)
+
+    def _load(self, container: Container, former: Listing | None) -> Listing:
+        version = container.version()
+        if version is None:
+            return container.listed()
+        if former is not None and former.version == version:
+            return former
+        kept = Listing.kept(container, version)
+        if kept is not None:
+            return kept
+        listing = container.listed()
+        # One that is being written to is listed again the next time.
+        if container.version() == version:
+            listing.version = version
+            listing.keep(container, version)
+        return listing
+
+
+def left_out_note(left_out: Counter[str]) -> str:
+    """Say how many files are no images, and of which kinds."""
+    # Those of equal number by name: their order is chance.
+    kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
+    found = ", ".join(f"{count} {printable(suffix)}" for suffix, count in kinds)
+    return f"left out {sum(left_out.values())} files whose suffix is not an image's: {found}"
+
+
+def _folders(paths: Any) -> Any:
+    """Return the folders of paths: what stands before the last ``/``."""
+    return pc.replace_substring_regex(paths, r"/?[^/]*$", "")
+
+
+def _replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
+    return table.set_column(table.column_names.index(name), table.schema.field(name), values)
+
+
+def _label_columns(table: pa.Table) -> list[str]:
+    return [name for name in table.column_names if name.startswith(LABEL_PREFIX)]
+
+
+def _with_groups(table: pa.Table, column: str | None) -> pa.Table:
+    """Take the groups from a label column; what were groups becomes a label column."""
+    if column is None:
+        return table
+    former, name = table.column("group"), LABEL_PREFIX + column
+    groups = pa.nulls(len(table), pa.string())
+    if name in table.column_names:
+        groups = table.column(name)
+        table = table.drop_columns([name])
+    if former.null_count < len(table):
+        table = table.append_column(LABEL_PREFIX + "group", former)
+    return _replaced(table, "group", groups)
+
+
+def _refs(table: pa.Table) -> Iterator[ImageRef]:
+    names = _label_columns(table)
+    for row in table.to_pylist():
+        yield ImageRef(
+            unescape_path(row["path"]),
+            row["size"],
+            row["mtime_ns"],
+            row["label"],
+            row["split"],
+            row["group"],
+            {name.removeprefix(LABEL_PREFIX): row[name] for name in names},
+            row["problem"],
+            row.get(VERSION),
+        )

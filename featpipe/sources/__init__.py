@@ -19,6 +19,7 @@ from featpipe.sources.base import LocalSource, Source, grouped
 from featpipe.sources.folder import IMAGE_SUFFIXES, FolderSource
 from featpipe.sources.labels import LabelledSource
 from featpipe.sources.paths import PathSource, read_path_list
+from featpipe.sources.sharding import empty_piece, require_images, sharded
 from featpipe.sources.table import TABLE_SUFFIXES, TableSource
 
 __all__ = [
@@ -30,8 +31,11 @@ __all__ = [
     "Source",
     "SourceLike",
     "TableSource",
+    "empty_piece",
     "grouped",
     "open_source",
+    "require_images",
+    "sharded",
 ]
 
 SourceLike: TypeAlias = "Source | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -58,6 +59,17 @@ class TableSource(LocalSource):
         return TableSource(self._table, column)
 
     def __iter__(self) -> Iterator[ImageRef]:
+        return map(self.locate, self._refs())
+
+    def count(self) -> int:
+        """Return how many images the table names; none is looked at."""
+        return sum(1 for _ in self._refs())
+
+    def between(self, begin: int, end: int) -> Iterator[ImageRef]:
+        """List some of the images; no other is looked at."""
+        return map(self.locate, islice(self._refs(), begin, end))
+
+    def _refs(self) -> Iterator[ImageRef]:
         self.notes.clear()
         seen: dict[str, ImageRef] = {}
         repeated = 0
@@ -68,7 +80,7 @@ class TableSource(LocalSource):
                 repeated += 1
                 continue
             seen[ref.path] = ref
-            yield self.locate(ref)
+            yield ref
         if repeated:
             self.notes.append(f"rows that name a path again: {repeated}")
 

@@ -12,6 +12,7 @@ from featpipe.store.maintenance import (
 from featpipe.store.manifest import MERGED, Manifest
 from featpipe.store.outcomes import Outcome, Outcomes
 from featpipe.store.places import Places
+from featpipe.store.shards import refuse_other_shard, shard_notes
 from featpipe.store.store import EmbeddingStore, newest_store
 from featpipe.store.writer import StoreWriter
 
@@ -30,7 +31,9 @@ __all__ = [
     "label_conflicts",
     "merge_stores",
     "newest_store",
+    "refuse_other_shard",
     "repeated_keys",
+    "shard_notes",
     "verify_store",
     "write_parquet",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from featpipe.errors import StoreError
 from featpipe.store import parts
 from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
-from featpipe.store.manifest import MERGED
 from featpipe.store.places import Places
+from featpipe.store.shards import in_source_order, merged_manifest
 from featpipe.store.store import EmbeddingStore
 from featpipe.store.writer import PART_ROWS, StoreWriter
 from featpipe.types import Key
@@ -128,7 +128,9 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
     """Join stores of one backbone into ``output``, a new store.
 
     Images keep their paths; a path that two stores hold with the same content becomes one
-    row. Contents that several stores hold are written once.
+    row. Contents that several stores hold are written once. Shards of one source are joined in
+    the order of its listing, in whatever order they are given, and the result is a store of
+    that source, from which `featpipe.embed` goes on.
 
     Raises
     ------
@@ -144,7 +146,7 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
             f"{printable(str(output))} is a store already: give a new folder for the merged one, "
             "and name this one among the stores if its images belong there"
         )
-    stores = [EmbeddingStore.open(path) for path in inputs]
+    stores = in_source_order([EmbeddingStore.open(path) for path in inputs])
     first = stores[0].manifest
     shown = printable(str(stores[0].path))
     for store in stores[1:]:
@@ -155,12 +157,7 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
                 f"{store.manifest.dtype}: only stores of one dtype can be merged"
             )
     merged = _without_repeats(stores)
-    engines = [engine for store in stores for engine in store.manifest.engines]
-    sources = MERGED.join(store.source for store in stores)
-    manifest = replace(first, source=sources, group=None)
-    for engine in engines:
-        manifest = manifest.with_engine(engine)
-    with StoreWriter.opened(output, manifest) as writer:
+    with StoreWriter.opened(output, merged_manifest(stores)) as writer:
         for store in stores:
             for number in parts.list_parts(store.path):
                 vectors = parts.map_vectors(store.path, number, store.shape)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from featpipe._files import printable
-from featpipe.types import Progress, ProgressCallback
+from featpipe.types import Progress, ProgressCallback, Shard
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -143,6 +143,24 @@ def models_dir_option(command: _F) -> _F:
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
         help="Folder of backbones, before those of FEATPIPE_MODELS and the user's own.",
+    )(command)
+
+
+def _shard(_context: click.Context, _option: click.Parameter, value: str | None) -> Shard | None:
+    try:
+        return None if value is None else Shard.parse(value)
+    except ValueError as exc:
+        raise click.BadParameter(printable(str(exc))) from exc
+
+
+def shard_option(command: _F) -> _F:
+    """``--shard``: one piece of a source, for job arrays."""
+    return click.option(
+        "--shard",
+        callback=_shard,
+        metavar="I/N",
+        help="Take the I-th of N pieces of SOURCE alone, such as 2/4; each needs an output of its "
+        "own.",
     )(command)
 
 

@@ -15,10 +15,12 @@ from featpipe.commands._common import (
     print_json,
     progress_display,
     say,
+    shard_option,
 )
 
 if TYPE_CHECKING:
     from featpipe.embedding import EmbedReport
+    from featpipe.types import Shard
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     "--output",
     type=STORE,
     metavar="STORE",
-    help="Where the vectors go: a folder, or s3://bucket/folder. "
-    "[default: embeddings/<source>-<model>/]",
+    help="Where the vectors go: a folder, or s3://bucket/folder. [default: "
+    "embeddings/<source>-<model>/; for a shard embeddings/<source>-<model>.shards/<i>-of-<n>/]",
 )
 @click.option("--labels", type=click.Path(path_type=Path), metavar="TABLE", help="CSV or Parquet.")
 @click.option(
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored vectors.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
 @click.option("--max-failures", type=click.IntRange(0), metavar="N", help="Stop after more than N.")
+@shard_option
 @click.option("--rehash", is_flag=True, help="Open every file, even where it looks unchanged.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @debug_option
@@ -65,6 +68,7 @@ def embed(
     dtype: str | None,
     strict: bool,
     max_failures: int | None,
+    shard: Shard | None,
     rehash: bool,
     as_json: bool,
 ) -> int:
@@ -86,6 +90,7 @@ def embed(
         max_failures=max_failures,
         rehash=rehash,
         models_dir=models_dir,
+        shard=shard,
     )
     with progress_display() as progress:
         report = run_embedding(

@@ -15,10 +15,12 @@ from featpipe.commands._common import (
     probability,
     progress_display,
     say,
+    shard_option,
 )
 
 if TYPE_CHECKING:
     from featpipe.scoring import ScoreSummary
+    from featpipe.types import Shard
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep the promise of --conformal in each class, not over all images together.",
 )
+@shard_option
 @device_options
 @debug_option
 def score(
@@ -95,6 +98,7 @@ def score(
     reject: float | None,
     conformal: float | None,
     conformal_per_class: bool,
+    shard: Shard | None,
     device: str,
     precision: str,
     batch_size: int | None,
@@ -136,6 +140,7 @@ def score(
             batch_size=batch_size,
             workers=workers,
             models_dir=models_dir,
+            shard=shard,
         )
     tell(summary)
     return summary.exit_code

@@ -18,7 +18,6 @@ from featpipe.errors import (
     EXIT_OK,
     EXIT_SOME_FAILED,
     HeadError,
-    SourceError,
     TooManyFailuresError,
 )
 from featpipe.heads import Head, load_head, newest_head
@@ -28,8 +27,8 @@ from featpipe.scoring.output import open_target
 from featpipe.scoring.predict import Batch, Rule, backbone_of, predict
 from featpipe.scoring.prediction import ANSWERED, Prediction
 from featpipe.scoring.sets import Sets, said
-from featpipe.sources import Source, SourceLike, open_source
-from featpipe.types import ImageRef, Progress, ProgressCallback
+from featpipe.sources import Source, SourceLike, empty_piece, open_source, require_images, sharded
+from featpipe.types import ImageRef, Progress, ProgressCallback, Shard
 
 if TYPE_CHECKING:
     from featpipe.backbones.session import Session
@@ -54,6 +53,7 @@ class ScoreOptions:
     models_dir: str | os.PathLike[str] | None = None
     conformal: float | None = None
     conformal_per_class: bool = False
+    shard: Shard | str | None = None
 
     def __post_init__(self) -> None:
         if self.top_k < 0:
@@ -64,6 +64,12 @@ class ScoreOptions:
             raise ValueError(f"reject must lie between 0 and 1, not {self.reject:g}")
         if self.conformal_per_class and self.conformal is None:
             raise ValueError("conformal_per_class says how conformal is meant: give that, too")
+        _ = self.piece
+
+    @property
+    def piece(self) -> Shard | None:
+        """The shard as a record."""
+        return None if self.shard is None else Shard.parse(self.shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,8 @@ def score(
         class), ``device``, ``precision``,
         ``workers`` (as in `featpipe.embed`), ``batch_size`` (images a call of backbone and
         head: rows leave batch by batch), ``max_failures``, ``models_dir`` (a folder of
-        backbones, before all others).
+        backbones, before all others), ``shard`` ("2/4" or a `Shard`: the second of four pieces
+        of the listing alone; each needs an output of its own).
 
     Returns
     -------
@@ -243,7 +250,7 @@ class _Setup:
         _check_rejecting(loaded, options.reject)
         sets = Sets.of(loaded, options.conformal, per_class=options.conformal_per_class)
         backbone = backbone_of(loaded, model, options.models_dir)
-        opened = open_source(source)
+        opened = sharded(open_source(source), options.piece)
         session = backbone.open_session(options.device, options.precision)
         return cls(opened, loaded, backbone, session, sets)
 
@@ -309,7 +316,12 @@ class _Run:
             device=setup.session.why,
             failures=tuple(self._failures),
             predictions=tuple(target.predictions),
-            notes=(*self._notes(), *target.notes, *setup.source.notes),
+            notes=(
+                *self._notes(),
+                *target.notes,
+                *empty_piece(setup.source, self._counts.total()),
+                *setup.source.notes,
+            ),
             set_sizes=None if setup.sets is None else dict(sorted(self._sizes.items())),
         )
 
@@ -322,7 +334,8 @@ class _Run:
         refs = iter(self._setup.source)
         first = next(refs, None)
         if first is None:
-            raise SourceError(self._setup.source.nothing_found())
+            require_images(self._setup.source)
+            return refs
         return chain((first,), refs)
 
     def batches(self, refs: Iterable[ImageRef]) -> Generator[Batch, None, None]:
@@ -383,6 +396,7 @@ class _Run:
             head=setup.head.digest + ("" if novelty is None else f"-{novelty.digest}"),
             backbone=setup.backbone.fingerprint,
             source=setup.source.location,
+            shard=None if options.piece is None else str(options.piece),
             device=setup.session.provider,
             precision=setup.session.precision,
             top_k=self._rule.top_k,

@@ -15,7 +15,7 @@ import pyarrow as pa
 from featpipe._columns import BLOCK_ROWS, in_columns
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.types import ImageRef
+from featpipe.types import ImageRef, Shard
 
 MAX_FILE_BYTES = 2**30
 """A larger file is no photograph; it is refused before it fills the memory."""
@@ -39,10 +39,13 @@ class Source(ABC):
         written into stores and messages, so it never holds credentials.
     notes : list of str
         What a person should know of the listing: complete after one iteration.
+    piece : Shard or None
+        Which piece of the place it is, where it is not all of it; see `sharded`.
     """
 
     name: str
     location: str
+    piece: Shard | None = None
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -84,6 +87,31 @@ class Source(ABC):
         refs = iter(self)
         while block := list(islice(refs, BLOCK_ROWS)):
             yield in_columns(block)
+
+    def count(self) -> int:
+        """Return how many images it lists; the notes are complete then, as after an iteration.
+
+        A source that can tell without a look at every file overrides this and `between`.
+        """
+        return sum(len(batch) for batch in self.batches())
+
+    def between(self, begin: int, end: int) -> Iterator[ImageRef]:
+        """List the images from position ``begin`` of the listing to before ``end``."""
+        return islice(iter(self), begin, end)
+
+    def shard(self, i: int, n: int) -> Source | None:  # noqa: ARG002 - those made of files use it
+        """Return the ``i``-th of ``n`` pieces (1 ≤ i ≤ n), where the source can divide itself.
+
+        One that is made of files may give each piece some of them, and need not list the
+        others then. The pieces cover the listing in its order, none twice; one may be empty.
+        None, where it does not know a better way than positions in its listing: see `sharded`.
+        """
+        return None
+
+    @property
+    def whole(self) -> int | None:
+        """How many images the whole place lists, where this is a piece and the number is known."""
+        return None
 
     @abstractmethod
     def read(self, ref: ImageRef) -> bytes:

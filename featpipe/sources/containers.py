@@ -35,9 +35,9 @@ from featpipe._files import escape_path, printable, unescape_path
 from featpipe.errors import SourceError
 from featpipe.sources.base import NOT_REGULAR, REMOTE_READERS, Source, is_regular
 from featpipe.sources.listings import keep_listing, kept_listing
-from featpipe.sources.places import Tree, splits_of_names
+from featpipe.sources.places import Tree, note_left_out, splits_of_names
 from featpipe.storage import Entry, is_url, look_at, shown
-from featpipe.types import ImageRef
+from featpipe.types import ImageRef, Shard
 
 _ROWS_IN_MEMORY = 2**21
 """Rows of listings that are kept in memory, of at least two containers."""
@@ -204,6 +204,9 @@ class ContainerSource(Source):
         See `Source`.
     group : str, optional
         The label column that holds the groups, in place of ``group``.
+    own : range, optional
+        Positions of the containers whose images are listed, all by default. The others are
+        known by name, and are looked into where folders in all of them decide what is a class.
 
     Raises
     ------
@@ -218,10 +221,12 @@ class ContainerSource(Source):
         name: str,
         location: str,
         group: str | None = None,
+        own: range | None = None,
     ) -> None:
         super().__init__()
         self.name, self.location, self._group = name, location, group
         self.containers = list(containers)
+        self._own = range(len(self.containers)) if own is None else own
         self._by_name = {container.name: at for at, container in enumerate(self.containers)}
         self._depths = sorted({c.name.count("/") for c in self.containers}, reverse=True)
         self._loaded: OrderedDict[int, Listing] = OrderedDict()
@@ -238,7 +243,7 @@ class ContainerSource(Source):
     def columns(self) -> tuple[str, ...]:
         """Columns that may hold the groups: what stands beside the images but label and split."""
         found: dict[str, None] = {}
-        for at in range(len(self.containers)):
+        for at in self._own:
             with suppress(OSError, ValueError):
                 table = self._listing(at).table
                 if table.column("group").null_count < len(table):
@@ -248,8 +253,18 @@ class ContainerSource(Source):
 
     def with_groups(self, column: str) -> ContainerSource:
         """Return the same with the groups of another column."""
-        group = None if column == "group" else column
-        return ContainerSource(self.containers, name=self.name, location=self.location, group=group)
+        return self._like(None if column == "group" else column, self._own)
+
+    def shard(self, i: int, n: int) -> ContainerSource | None:
+        """Return a piece of whole containers, where there are enough: no other is read then."""
+        if len(self.containers) < n:
+            return None
+        return self._like(self._group, range(*Shard(i, n).bounds(len(self.containers))))
+
+    def _like(self, group: str | None, own: range) -> ContainerSource:
+        return ContainerSource(
+            self.containers, name=self.name, location=self.location, group=group, own=own
+        )
 
     def nothing_found(self) -> str:
         """Say that the listing was empty, and what else was there."""
@@ -268,7 +283,8 @@ class ContainerSource(Source):
         left_out: Counter[str] = Counter()
         notes: list[str] = []
         splits = splits_of_names([container.name for container in self.containers])
-        for at, container in enumerate(self.containers):
+        for at in self._own:
+            container = self.containers[at]
             try:
                 listing = self._listing(at, fresh=True)
             except (OSError, ValueError) as exc:
@@ -286,8 +302,7 @@ class ContainerSource(Source):
         self.notes += notes[:5]
         if len(notes) > 5:
             self.notes.append(f"{len(notes) - 5} more notes of this kind")
-        if left_out:
-            self.notes.append(left_out_note(left_out))
+        note_left_out(left_out, self.notes)
 
     def _unopened(self, container: Container, exc: Exception) -> pa.Table:
         reason = getattr(exc, "strerror", None) or str(exc)
@@ -416,14 +431,6 @@ class ContainerSource(Source):
             listing.version = version
             listing.keep(container, version)
         return listing
-
-
-def left_out_note(left_out: Counter[str]) -> str:
-    """Say how many files are no images, and of which kinds."""
-    # Those of equal number by name: their order is chance.
-    kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
-    found = ", ".join(f"{count} {printable(suffix)}" for suffix, count in kinds)
-    return f"left out {sum(left_out.values())} files whose suffix is not an image's: {found}"
 
 
 def _folders(paths: Any) -> Any:

@@ -77,7 +77,7 @@ def note_left_out(left_out: Counter[str], notes: list[str]) -> None:
         return
     # Those of equal number by name: the order of a folder's entries is chance.
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
-    shown = ", ".join(f"{n} {suffix}" for suffix, n in kinds)
+    shown = ", ".join(f"{n} {printable(suffix)}" for suffix, n in kinds)
     notes.append(f"left out {left_out.total()} files whose suffix is not an image's: {shown}")
 
 

@@ -302,7 +302,13 @@ def _settle(path: Place, wanted: Manifest) -> Manifest:
     settled = found
     for engine in wanted.engines:
         settled = settled.with_engine(engine)
-    settled = replace(settled, source=wanted.source, group=wanted.group)
+    settled = replace(
+        settled,
+        source=wanted.source,
+        group=wanted.group,
+        shard=wanted.shard,
+        whole=wanted.whole,
+    )
     if settled != found:
         settled.write(path)
     return settled

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from featpipe.commands._common import (
+    check_address,
     debug_option,
     device_options,
+    engine_options,
     models_dir_option,
     print_json,
     progress_display,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     "[default: that of the last run, else group]",
 )
 @device_options
+@engine_options
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored vectors.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
 @click.option("--max-failures", type=click.IntRange(0), metavar="N", help="Stop after more than N.")
@@ -60,6 +63,8 @@ def embed(
     precision: str,
     batch_size: int | None,
     workers: int | None,
+    engine: Literal["local", "ray"],
+    address: str | None,
     dtype: str | None,
     strict: bool,
     max_failures: int | None,
@@ -74,6 +79,7 @@ def embed(
     """
     from featpipe.embedding import EmbedOptions, run_embedding
 
+    check_address(engine, address)
     options = EmbedOptions(
         device=device,
         precision=precision,
@@ -84,6 +90,8 @@ def embed(
         max_failures=max_failures,
         rehash=rehash,
         models_dir=models_dir,
+        engine=engine,
+        address=address,
     )
     with progress_display() as progress:
         report = run_embedding(

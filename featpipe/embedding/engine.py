@@ -90,7 +90,7 @@ def stream(
     """
     count = workers or usable_cores()
     size = batch_size or _even_size(session, total, count)
-    worker = _Worker(source, backbone, session, wanted)
+    embedder = Embedder(source, backbone, session, wanted)
     iterator = iter(refs)
     pending: deque[Task[EmbeddedBatch]] = deque()
     # Left on Ctrl-C and by a caller who stops early, too: nothing more is begun.
@@ -98,7 +98,7 @@ def stream(
     with Threads(needed) as pool:
         while True:
             while len(pending) < 2 * needed + 1 and (batch := tuple(islice(iterator, size))):
-                pending.append(pool.submit(worker, batch))
+                pending.append(pool.submit(embedder, batch))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -116,17 +116,22 @@ def _even_size(session: Session, total: int | None, count: int) -> int:
     return -(-total // (rounds * count))
 
 
-class _Worker:
-    """Takes one batch through all stages; shared by the threads, holds no state of its own."""
+class Embedder:
+    """Takes one batch through all stages: the work, which does not know where it is done.
+
+    Threads share one, as it holds no state of its own; workers on other machines have one each.
+    ``wanted`` is as in `stream`.
+    """
 
     def __init__(
-        self, source: Source, backbone: Backbone, session: Session, wanted: Wanted | None
+        self, source: Source, backbone: Backbone, session: Session, wanted: Wanted | None = None
     ) -> None:
         self._source, self._session = source, session
         self._rule, self._dimension = backbone.card.resize, backbone.dimension
         self._wanted = wanted
 
     def __call__(self, refs: tuple[ImageRef, ...]) -> EmbeddedBatch:
+        """Embed one batch; an image that fails is a record, never an exception."""
         side = self._rule.crop
         pixels = np.empty((len(refs), side, side, 3), dtype=np.uint8)
         keys: list[Key | None] = []

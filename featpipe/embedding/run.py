@@ -9,15 +9,15 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from featpipe._files import printable, slug
 from featpipe.backbones import Backbone, load_backbone
-from featpipe.embedding.engine import stream
+from featpipe.embedding.engines import Engine, LocalEngine
 from featpipe.embedding.ledger import Ledger, Limit
 from featpipe.embedding.plan import Plan, make_plan
+from featpipe.embedding.ray_engine import RayEngine
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
-from featpipe.images import decoder_versions
 from featpipe.sources import Source, SourceLike, grouped, open_source
 from featpipe.store import (
     MERGED,
@@ -28,9 +28,6 @@ from featpipe.store import (
     index_conflicts,
 )
 from featpipe.types import Progress, ProgressCallback
-
-if TYPE_CHECKING:
-    from featpipe.backbones.session import Session
 
 DEFAULT_FOLDER = Path("embeddings")
 _CHECKPOINT_SECONDS = 20.0
@@ -55,8 +52,11 @@ class EmbedOptions:
     prune: bool = True
     lock_timeout: float = 0.0
     models_dir: str | os.PathLike[str] | None = None
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.address)
         if self.dtype not in {None, "float32", "float16"}:
             raise ValueError(f"dtype must be float32 or float16, not {self.dtype!r}")
         for name in ("batch_size", "workers"):
@@ -72,6 +72,14 @@ class EmbedOptions:
         if self.strict:
             return Limit(0, "--strict")
         return Limit(self.max_failures, f"--max-failures {self.max_failures}")
+
+
+def check_engine(engine: str, address: str | None) -> None:
+    """Raise ValueError where there is no such engine, or none that has an address."""
+    if engine not in {"local", "ray"}:
+        raise ValueError(f"engine must be local or ray, not {engine!r}")
+    if address is not None and engine != "ray":
+        raise ValueError("address is that of a Ray cluster: give engine='ray', too")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +186,8 @@ def embed(
         ``dtype`` ("float32", "float16"), ``strict`` (stop at the first failure),
         ``max_failures``, ``rehash`` (open every file again), ``prune`` (False keeps the rows
         of images that the source does not list), ``lock_timeout`` (seconds to wait for another
-        writer), ``models_dir`` (a folder of backbones, before all others).
+        writer), ``models_dir`` (a folder of backbones, before all others), ``engine`` ("local",
+        "ray") and ``address`` (of a Ray cluster; see docs/scale.md).
 
     Returns
     -------
@@ -218,11 +227,13 @@ def run_embedding(
     former = Manifest.read(path) if (path / "store.json").exists() else None
     dtype = options.dtype or (former.dtype if former else "float32")
     _refuse_other_source(path, opened, explicit=not options.prune)
-    session = None if _can_wait(path, options) else _open_session(backbone, options)
-    opened, column, told = _grouped(opened, group, former.group if former else None)
-    manifest = Manifest(backbone.card.to_json(), dtype, opened.location, (), column)
-    with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
-        report = _Run(opened, backbone, session, writer, options, progress).go()
+    with closing(_engine(opened, backbone, options)) as engine:
+        if not _can_wait(path, options):
+            engine.open()
+        opened, column, told = _grouped(opened, group, former.group if former else None)
+        manifest = Manifest(backbone.card.to_json(), dtype, opened.location, (), column)
+        with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
+            report = _Run(opened, engine, writer, options, progress).go()
     return replace(report, notes=(*told, *report.notes))
 
 
@@ -256,8 +267,14 @@ def _can_wait(path: Path, options: EmbedOptions) -> bool:
     return is_sure and (path / "store.json").exists()
 
 
-def _open_session(backbone: Backbone, options: EmbedOptions) -> Session:
-    return backbone.open_session(options.device, options.precision)
+def _engine(source: Source, backbone: Backbone, options: EmbedOptions) -> Engine:
+    """Return what embeds; it is not open yet."""
+    asked: dict[str, Any] = {
+        name: getattr(options, name) for name in ("device", "precision", "batch_size", "workers")
+    }
+    if options.engine == "ray":
+        return RayEngine(source, backbone, address=options.address, **asked)
+    return LocalEngine(source, backbone, **asked)
 
 
 def default_store(source: Source, backbone: Backbone) -> Path:
@@ -284,13 +301,12 @@ class _Run:
     def __init__(
         self,
         source: Source,
-        backbone: Backbone,
-        session: Session | None,
+        engine: Engine,
         writer: StoreWriter,
         options: EmbedOptions,
         progress: ProgressCallback | None,
     ) -> None:
-        self._source, self._backbone, self._session = source, backbone, session
+        self._source, self._engine = source, engine
         self._writer, self._options, self._progress = writer, options, progress
         self._saved = time.monotonic()
 
@@ -322,7 +338,7 @@ class _Run:
             failed=ledger.failed,
             removed=len(plan.gone()) if self._options.prune else 0,
             seconds=time.monotonic() - start,
-            device=_NOT_STARTED if self._session is None else self._session.why,
+            device=self._engine.why or _NOT_STARTED,
             notes=(*self._writer.notes, *self._source.notes, *index_conflicts(listed)),
         )
 
@@ -343,25 +359,12 @@ class _Run:
         self._writer.commit(ledger.index(prune=self._options.prune))
 
     def _compute(self, plan: Plan, ledger: Ledger) -> None:
-        session = self._session = self._session or _open_session(self._backbone, self._options)
-        engine = {"provider": session.provider, "precision": session.precision}
-        self._writer.record({**engine, **session.versions, **decoder_versions()})
-        batches = stream(
-            self._source,
-            plan.refs(),
-            self._backbone,
-            session,
-            batch_size=self._options.batch_size,
-            workers=self._options.workers,
-            wanted=ledger.claim,
-            total=len(plan.missing),
-        )
-        with closing(batches):
-            for batch in batches:
-                ledger.take(batch)
+        self._engine.open()
+        self._writer.record(self._engine.versions)
+        with closing(self._engine.fill(plan, ledger, self._writer)) as steps:
+            for _ in steps:
                 self._tell(plan, ledger)
                 self._checkpoint(ledger)
-        ledger.settle()
         self._tell(plan, ledger)
 
     def _checkpoint(self, ledger: Ledger) -> None:

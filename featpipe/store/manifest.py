@@ -35,6 +35,9 @@ class Manifest:
         Every provider, precision and set of library versions that has written here.
     group : str or None
         The column that the groups come from, where one was chosen.
+    next_part : int
+        Parts below this number were promised to workers on other machines: nobody else begins
+        them, as a worker may outlive the run that it belongs to. 0 where there never were any.
     """
 
     backbone: Mapping[str, Any]
@@ -42,6 +45,7 @@ class Manifest:
     source: str
     engines: tuple[Mapping[str, str], ...] = ()
     group: str | None = None
+    next_part: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -66,6 +70,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``store.json`` atomically."""
+        promised = {"next_part": self.next_part} if self.next_part else {}
         write_json(
             folder / FILE_NAME,
             {
@@ -76,6 +81,7 @@ class Manifest:
                 "source": self.source,
                 "group": self.group,
                 "engines": [dict(engine) for engine in self.engines],
+                **promised,
                 "backbone": dict(self.backbone),
             },
         )
@@ -111,6 +117,7 @@ class Manifest:
             # Former stores have none.
             ("group", isinstance(value.get("group"), str | None)),
             ("engines", _is_list_of_objects(value.get("engines"))),
+            ("next_part", _is_positive(value.get("next_part", 1))),
         ):
             if not sound:
                 raise StoreError(f"{printable(str(path))} is damaged: its field {field!r} is amiss")
@@ -120,6 +127,7 @@ class Manifest:
             value["source"],
             tuple(value["engines"]),
             value.get("group"),
+            value.get("next_part", 0),
         )
 
     def require_backbone(self, card: Mapping[str, Any], shown: str) -> None:

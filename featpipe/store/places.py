@@ -19,6 +19,14 @@ def words(keys: bytes | bytearray) -> Words:
     return np.frombuffer(keys, dtype=np.uint64).reshape(-1, KEY_BYTES // 8)
 
 
+def holds(known: Words, key: Key) -> bool:
+    """Tell whether a key is among those that `Places.known` has given."""
+    first, second = np.frombuffer(key, dtype=np.uint64)
+    begin = int(np.searchsorted(known[0], first))
+    end = int(np.searchsorted(known[0], first, side="right"))
+    return bool((known[1, begin:end] == second).any())
+
+
 class Places(Mapping[Key, tuple[int, int]]):
     """Part and row of every key: those of the finished parts as arrays, later ones as a dict.
 
@@ -79,6 +87,11 @@ class Places(Mapping[Key, tuple[int, int]]):
         right = (self._numbers[at] == part) & (row >= 0) & (position < self._ends[at])
         found = self._words[np.where(right, position, 0)]
         return np.asarray(right & (found == keys).all(axis=1), dtype=bool)
+
+    def known(self) -> Words:
+        """Return the keys of the finished parts, (2, n), each once: what `holds` looks through."""
+        firsts, at = self._by_key()
+        return np.stack([firsts, self._words[at, 1]])
 
     def _find(self, key: Key) -> tuple[int, int] | None:
         if not len(self._words):

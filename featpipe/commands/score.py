@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from featpipe.commands._common import (
+    check_address,
     debug_option,
     device_options,
+    engine_options,
     models_dir_option,
     newest_head_said,
     probability,
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     help="Keep the promise of --conformal in each class, not over all images together.",
 )
 @device_options
+@engine_options
 @debug_option
 def score(
     source: str,
@@ -99,6 +102,8 @@ def score(
     precision: str,
     batch_size: int | None,
     workers: int | None,
+    engine: str,
+    address: str | None,
 ) -> int:
     """Classify the images of SOURCE, one row each.
 
@@ -118,6 +123,7 @@ def score(
         raise click.UsageError(
             "--conformal-per-class says how --conformal is meant: give that, too"
         )
+    check_address(engine, address)
     with progress_display(quiet=output == "-") as progress:
         summary = run_score(
             source,
@@ -136,6 +142,8 @@ def score(
             batch_size=batch_size,
             workers=workers,
             models_dir=models_dir,
+            engine=engine,
+            address=address,
         )
     tell(summary)
     return summary.exit_code

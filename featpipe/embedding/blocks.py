@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from featpipe import errors
 from featpipe._columns import in_objects, text_column
+from featpipe.embedding.engine import EmbeddedBatch
 from featpipe.errors import FeatpipeError
 from featpipe.store.outcomes import SCHEMA
 from featpipe.store.writer import PART_ROWS
@@ -71,12 +72,12 @@ class Became:
     row: int | None
 
 
-def block_sizes(total: int, workers: int) -> list[int]:
+def block_sizes(total: int, workers: int, step: int = 1) -> list[int]:
     """Cut ``total`` images into blocks, so that all workers are done at about the same time.
 
     Each block is a share of what is left, so the last ones are small: guided self-scheduling
     (Polychronopoulos and Kuck, IEEE Transactions on Computers C-36(12), 1987), with a quarter of
-    a worker's share a block.
+    a worker's share a block. All but the last are multiples of ``step``.
 
     >>> block_sizes(100, 2)
     [16, 16, 16, 16, 16, 16, 4]
@@ -86,7 +87,8 @@ def block_sizes(total: int, workers: int) -> list[int]:
     sizes = []
     while total:
         share = -(-total // (_BLOCKS_EACH * workers))
-        sizes.append(min(total, max(_SMALLEST, min(share, LARGEST))))
+        size = max(_SMALLEST, min(share, LARGEST))
+        sizes.append(min(total, -(-size // step) * step))
         total -= sizes[-1]
     return sizes
 
@@ -128,6 +130,37 @@ def with_vectors(result: pa.Table, vectors: Vectors) -> pa.Table:
     kind = pa.list_(pa.float32(), vectors.shape[1])
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=kind)
     return result.append_column("embedding", lists.take(result.column("row").combine_chunks()))
+
+
+def in_batches(result: pa.Table, refs: Sequence[ImageRef], size: int) -> Iterator[EmbeddedBatch]:
+    """Yield a table of `with_vectors` as batches of ``size`` images, for its ``refs``."""
+    for start in range(0, len(result), size):
+        some = result.slice(start, size)
+        column = some.column("embedding").combine_chunks()
+        vectors = np.asarray(column.flatten(), dtype=np.float32)
+        used = np.asarray(column.is_valid())
+        rows = np.cumsum(used) - 1
+        yield EmbeddedBatch(
+            tuple(refs[start : start + size]),
+            tuple(some.column("key").to_pylist()),
+            tuple(_shapes(some)),
+            tuple(_failures(some)),
+            tuple(int(row) if is_used else None for row, is_used in zip(rows, used, strict=True)),
+            vectors.reshape(-1, column.type.list_size),
+        )
+
+
+def _shapes(result: pa.Table) -> Iterator[tuple[int, int] | None]:
+    sides = (result.column(name).to_pylist() for name in ("width", "height"))
+    return (
+        None if width is None else (width, height) for width, height in zip(*sides, strict=True)
+    )
+
+
+def _failures(result: pa.Table) -> Iterator[Failure | None]:
+    columns = (result.column(name).to_pylist() for name in ("status", "reason"))
+    for status, reason in zip(*columns, strict=True):
+        yield None if status == "ok" else Failure(status, reason)
 
 
 def problem_table(problem: FeatpipeError) -> pa.Table:

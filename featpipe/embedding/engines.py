@@ -8,17 +8,18 @@ brings along.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from featpipe.backbones import Backbone
-from featpipe.embedding.engine import stream
+from featpipe.embedding.engine import EmbeddedBatch, stream
 from featpipe.embedding.ledger import Ledger
 from featpipe.embedding.plan import Plan
 from featpipe.images import decoder_versions
 from featpipe.sources import Source
 from featpipe.store import StoreWriter
+from featpipe.types import ImageRef
 
 if TYPE_CHECKING:
     from featpipe.backbones.session import Session
@@ -50,11 +51,23 @@ class Engine(ABC):
     def versions(self) -> Mapping[str, str]:
         """What a store records of its engine: provider, precision, versions."""
 
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Images a call of the backbone: what was asked for, or what the device makes best."""
+
     @abstractmethod
     def fill(self, plan: Plan, ledger: Ledger, writer: StoreWriter) -> Generator[None, None, None]:
         """Compute what is missing into the ledger; yield whenever some of it is there.
 
         Closed early, it begins nothing more.
+        """
+
+    @abstractmethod
+    def stream(self, refs: Iterable[ImageRef], step: int) -> Generator[EmbeddedBatch, None, None]:
+        """Embed images in their order, `batch_size` at a time, and give the vectors back.
+
+        Every ``step`` images, a multiple of `batch_size`, end a batch.
         """
 
 
@@ -111,6 +124,23 @@ class LocalEngine(Engine):
                 ledger.take(batch)
                 yield
         ledger.settle()
+
+    @property
+    def batch_size(self) -> int:
+        """See `Engine.batch_size`."""
+        return self._batch_size or self._session.batch_size
+
+    def stream(self, refs: Iterable[ImageRef], step: int) -> Generator[EmbeddedBatch, None, None]:
+        """See `featpipe.embedding.stream`."""
+        del step
+        return stream(
+            self._source,
+            refs,
+            self._backbone,
+            self._session,
+            batch_size=self.batch_size,
+            workers=self._workers,
+        )
 
     @property
     def _session(self) -> Session:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import replace
+from itertools import islice
 from threading import get_ident
 from typing import Any, TextIO, cast
+from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 
 from featpipe import __version__
+from featpipe._columns import BLOCK_ROWS, LISTED, in_columns, in_objects
 from featpipe._files import first_line, printable
 from featpipe.backbones import Backbone, usable_cores
 from featpipe.embedding.block_worker import (
@@ -31,10 +36,12 @@ from featpipe.embedding.block_worker import (
 )
 from featpipe.embedding.blocks import (
     block_sizes,
+    in_batches,
     in_blocks,
     problem_table,
     raise_problem,
 )
+from featpipe.embedding.engine import EmbeddedBatch
 from featpipe.embedding.engines import Engine
 from featpipe.embedding.ledger import Ledger
 from featpipe.embedding.plan import Plan
@@ -42,9 +49,12 @@ from featpipe.errors import DeviceError, FeatpipeError
 from featpipe.sources import Source
 from featpipe.store import StoreWriter
 from featpipe.store.places import Words
+from featpipe.types import ImageRef
 
 _MISSING = "--engine ray needs Ray: pip install 'featpipe[ray]'"
 _ON_GPUS = {"cuda", "tensorrt"}
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_KNOCK_SECONDS = 10.0
 _QUEUED = 2
 """Blocks that an actor holds: one that it works on, one that waits."""
 
@@ -93,9 +103,34 @@ class RayEngine(Engine):
         destination = Destination(writer.path.absolute(), writer.shape, numbers.stop)
         recipe = replace(self._recipe, destination=destination)
         blocks = in_blocks(plan.to_open(), sizes, numbers)
-        for result in self._cluster.map(recipe, blocks, writer.places.known()):
-            ledger.take_result(result)
-            yield
+        results = self._cluster.map(recipe, blocks, writer.places.known())
+        with closing(results):
+            for result in results:
+                ledger.take_result(result)
+                yield
+
+    @property
+    def batch_size(self) -> int:
+        """See `Engine.batch_size`."""
+        assert self._cluster.started is not None
+        return self._recipe.batch_size or self._cluster.started.batch_size
+
+    def stream(self, refs: Iterable[ImageRef], step: int) -> Generator[EmbeddedBatch, None, None]:
+        """Have blocks embedded, and yield them in order; the listing is complete before."""
+        remaining, tables = iter(refs), [LISTED.empty_table()]
+        while some := list(islice(remaining, BLOCK_ROWS)):
+            tables.append(in_columns(some).select(LISTED.names))
+        listed = pa.concat_tables(tables)
+        sizes = block_sizes(len(listed), self._cluster.workers, step)
+        blocks = in_blocks(listed, sizes, range(len(sizes)))
+        nothing_known = np.empty((2, 0), dtype=np.uint64)
+        results = self._cluster.map(self._recipe, blocks, nothing_known, ordered=True)
+        with closing(results):
+            start = 0
+            for result in results:
+                images = tuple(in_objects(listed.slice(start, len(result))))
+                yield from in_batches(result, images, self.batch_size)
+                start += len(result)
 
 
 class Cluster:
@@ -292,35 +327,70 @@ def _start(recipe: Recipe) -> Started | pa.Table:
 @contextmanager
 def _joined(address: str | None, workers: int) -> Iterator[None]:
     """Be part of a cluster for the time of the block, and keep what Ray says from stdout."""
-    ray = _import_ray(address)
+    ray = import_ray(address)
     with redirect_stdout(cast("TextIO", _CallerOnly(sys.stdout))):
         if ray.is_initialized():
             yield
             return
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        try:
-            if address is None:
-                ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
-            else:
-                ray.init(address=address, **quiet)
-        except (OSError, ValueError, RuntimeError) as exc:
-            what = (
-                "cannot be started" if address is None else f"at {printable(address)} is not there"
-            )
-            raise DeviceError(f"the Ray cluster {what}: {first_line(exc)}") from exc
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        connect(ray, address, workers)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _import_ray(address: str | None) -> Any:
-    """Import Ray, which reads these from the environment when it is imported."""
+def connect(ray: Any, address: str | None, workers: int) -> None:
+    """Join a cluster, or start one for so many workers on this machine.
+
+    Raises
+    ------
+    DeviceError
+        When that fails.
+    """
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+        else:
+            _knock(address)
+            ray.init(address=address, **quiet)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as exc:
+        what = (
+            "cannot be started" if address is None else f"at {printable(address)} is out of reach"
+        )
+        raise DeviceError(f"the Ray cluster {what}: {first_line(exc)}") from exc
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would try for minutes."""
+    host, port = _host_and_port(address)
+    if port is not None:
+        socket.create_connection((host, port), _KNOCK_SECONDS).close()
+
+
+def _host_and_port(address: str) -> tuple[str, int | None]:
+    """Return the parts of an address; ``auto`` has no port, nor has what Ray will not read."""
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        return parts.hostname or "", parts.port
+    except ValueError:
+        return "", None
+
+
+def import_ray(address: str | None) -> Any:
+    """Import Ray, whose settings stand in the environment before that.
+
+    Raises
+    ------
+    DeviceError
+        When it is not installed.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address is None:
-        # Off Linux a cluster of one machine listens to that machine alone; this asks for it here.
+    if address is None or _host_and_port(address)[0] in _LOOPBACK:
+        # Off Linux a cluster of one machine listens to that machine alone; this asks for it here,
+        # and keeps Ray from looking for that machine at another address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray  # noqa: PLC0415

@@ -9,14 +9,14 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from featpipe._files import printable, slug
 from featpipe.backbones import Backbone, load_backbone
-from featpipe.embedding.engines import Engine, LocalEngine
+from featpipe.embedding.choice import EngineName, check_engine, make_engine
+from featpipe.embedding.engines import Engine
 from featpipe.embedding.ledger import Ledger, Limit
 from featpipe.embedding.plan import Plan, make_plan
-from featpipe.embedding.ray_engine import RayEngine
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
 from featpipe.sources import Source, SourceLike, grouped, open_source
 from featpipe.store import (
@@ -52,7 +52,7 @@ class EmbedOptions:
     prune: bool = True
     lock_timeout: float = 0.0
     models_dir: str | os.PathLike[str] | None = None
-    engine: Literal["local", "ray"] = "local"
+    engine: EngineName = "local"
     address: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,14 +72,6 @@ class EmbedOptions:
         if self.strict:
             return Limit(0, "--strict")
         return Limit(self.max_failures, f"--max-failures {self.max_failures}")
-
-
-def check_engine(engine: str, address: str | None) -> None:
-    """Raise ValueError where there is no such engine, or none that has an address."""
-    if engine not in {"local", "ray"}:
-        raise ValueError(f"engine must be local or ray, not {engine!r}")
-    if address is not None and engine != "ray":
-        raise ValueError("address is that of a Ray cluster: give engine='ray', too")
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +260,16 @@ def _can_wait(path: Path, options: EmbedOptions) -> bool:
 
 
 def _engine(source: Source, backbone: Backbone, options: EmbedOptions) -> Engine:
-    """Return what embeds; it is not open yet."""
-    asked: dict[str, Any] = {
-        name: getattr(options, name) for name in ("device", "precision", "batch_size", "workers")
-    }
-    if options.engine == "ray":
-        return RayEngine(source, backbone, address=options.address, **asked)
-    return LocalEngine(source, backbone, **asked)
+    return make_engine(
+        options.engine,
+        source,
+        backbone,
+        address=options.address,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
 
 
 def default_store(source: Source, backbone: Backbone) -> Path:

@@ -196,6 +196,28 @@ def device_options(command: _F) -> _F:
     return command
 
 
+def engine_options(command: _F) -> _F:
+    """``--engine``, ``--address``."""
+    command = click.option(
+        "--address",
+        metavar="auto|HOST:PORT|ray://…",
+        help="The Ray cluster to join. [default: one on this machine, for this run]",
+    )(command)
+    return click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Who embeds: threads of this process, or workers of a Ray cluster.",
+    )(command)
+
+
+def check_address(engine: str, address: str | None) -> None:
+    """Refuse the address of a cluster that nobody would join."""
+    if address is not None and engine != "ray":
+        raise click.UsageError("--address is that of a Ray cluster: give --engine ray, too")
+
+
 @contextmanager
 def progress_display(
     unit: str = "images", *, quiet: bool = False

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from featpipe.commands._common import (
     STORE,
+    check_address,
     debug_option,
     device_options,
+    engine_options,
     models_dir_option,
     print_json,
     progress_display,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     "[default: that of the last run, else group]",
 )
 @device_options
+@engine_options
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored vectors.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
 @click.option("--max-failures", type=click.IntRange(0), metavar="N", help="Stop after more than N.")
@@ -65,6 +68,8 @@ def embed(
     precision: str,
     batch_size: int | None,
     workers: int | None,
+    engine: Literal["local", "ray"],
+    address: str | None,
     dtype: str | None,
     strict: bool,
     max_failures: int | None,
@@ -80,6 +85,7 @@ def embed(
     """
     from featpipe.embedding import EmbedOptions, run_embedding
 
+    check_address(engine, address)
     options = EmbedOptions(
         device=device,
         precision=precision,
@@ -91,6 +97,8 @@ def embed(
         rehash=rehash,
         models_dir=models_dir,
         shard=shard,
+        engine=engine,
+        address=address,
     )
     with progress_display() as progress:
         report = run_embedding(

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from featpipe.commands._common import (
+    check_address,
     debug_option,
     device_options,
+    engine_options,
     models_dir_option,
     newest_head_said,
     probability,
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
 )
 @shard_option
 @device_options
+@engine_options
 @debug_option
 def score(
     source: str,
@@ -103,6 +106,8 @@ def score(
     precision: str,
     batch_size: int | None,
     workers: int | None,
+    engine: str,
+    address: str | None,
 ) -> int:
     """Classify the images of SOURCE, one row each.
 
@@ -122,6 +127,7 @@ def score(
         raise click.UsageError(
             "--conformal-per-class says how --conformal is meant: give that, too"
         )
+    check_address(engine, address)
     with progress_display(quiet=output == "-") as progress:
         summary = run_score(
             source,
@@ -141,6 +147,8 @@ def score(
             workers=workers,
             models_dir=models_dir,
             shard=shard,
+            engine=engine,
+            address=address,
         )
     tell(summary)
     return summary.exit_code

@@ -9,15 +9,15 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featpipe._files import printable, slug
 from featpipe.backbones import Backbone, load_backbone
-from featpipe.embedding.engine import stream
+from featpipe.embedding.choice import EngineName, check_engine, make_engine
+from featpipe.embedding.engines import Engine
 from featpipe.embedding.ledger import Ledger, Limit
 from featpipe.embedding.plan import Plan, make_plan
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
-from featpipe.images import decoder_versions
 from featpipe.sources import (
     Source,
     SourceLike,
@@ -39,9 +39,6 @@ from featpipe.store import (
     refuse_other_shard,
 )
 from featpipe.types import Progress, ProgressCallback, Shard
-
-if TYPE_CHECKING:
-    from featpipe.backbones.session import Session
 
 DEFAULT_FOLDER = Path("embeddings")
 _CHECKPOINT_SECONDS = 20.0
@@ -67,8 +64,11 @@ class EmbedOptions:
     lock_timeout: float = 0.0
     models_dir: str | os.PathLike[str] | None = None
     shard: Shard | str | None = None
+    engine: EngineName = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.address)
         if self.dtype not in {None, "float32", "float16"}:
             raise ValueError(f"dtype must be float32 or float16, not {self.dtype!r}")
         for name in ("batch_size", "workers"):
@@ -201,7 +201,8 @@ def embed(
         writer), ``models_dir`` (a folder of backbones, before all others), ``shard`` ("2/4" or
         a `Shard`: of the listing the second of four pieces alone; the default store is
         ``embeddings/<source>-<model>.shards/2-of-4/`` then, and `featpipe.store.merge_stores`
-        joins them).
+        joins them), ``engine`` ("local", "ray") and ``address`` (of a Ray cluster; see
+        docs/scale.md).
 
     Returns
     -------
@@ -243,13 +244,16 @@ def run_embedding(
     if former is not None and options.prune:
         _refuse_other_source(path, opened, former)
         refuse_other_shard(path, former, opened.piece)
-    session = None if _can_wait(former, options) else _open_session(backbone, options)
-    opened, column, told = _grouped(opened, group, former.group if former else None)
-    shard = _shard_held(former, opened.piece, options)
-    whole = None if shard is None else opened.whole
-    manifest = Manifest(backbone.card.to_json(), dtype, opened.location, (), column, shard, whole)
-    with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
-        report = _Run(opened, backbone, session, writer, options, progress).go()
+    with closing(_engine(opened, backbone, options)) as engine:
+        if not _can_wait(former, options):
+            engine.open()
+        opened, column, told = _grouped(opened, group, former.group if former else None)
+        shard = _shard_held(former, opened.piece, options)
+        whole = None if shard is None else opened.whole
+        card = backbone.card.to_json()
+        manifest = Manifest(card, dtype, opened.location, (), column, shard, whole)
+        with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
+            report = _Run(opened, engine, writer, options, progress).go()
     return replace(report, notes=(*told, *report.notes))
 
 
@@ -283,8 +287,17 @@ def _can_wait(former: Manifest | None, options: EmbedOptions) -> bool:
     return is_sure and former is not None
 
 
-def _open_session(backbone: Backbone, options: EmbedOptions) -> Session:
-    return backbone.open_session(options.device, options.precision)
+def _engine(source: Source, backbone: Backbone, options: EmbedOptions) -> Engine:
+    return make_engine(
+        options.engine,
+        source,
+        backbone,
+        address=options.address,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
 
 
 def default_store(source: Source, backbone: Backbone) -> Path:
@@ -324,13 +337,12 @@ class _Run:
     def __init__(
         self,
         source: Source,
-        backbone: Backbone,
-        session: Session | None,
+        engine: Engine,
         writer: StoreWriter,
         options: EmbedOptions,
         progress: ProgressCallback | None,
     ) -> None:
-        self._source, self._backbone, self._session = source, backbone, session
+        self._source, self._engine = source, engine
         self._writer, self._options, self._progress = writer, options, progress
         self._saved = time.monotonic()
 
@@ -362,7 +374,7 @@ class _Run:
             failed=ledger.failed,
             removed=len(plan.gone()) if self._options.prune else 0,
             seconds=time.monotonic() - start,
-            device=_NOT_STARTED if self._session is None else self._session.why,
+            device=self._engine.why or _NOT_STARTED,
             notes=(
                 *self._writer.notes,
                 *empty_piece(self._source, len(plan)),
@@ -388,25 +400,12 @@ class _Run:
         self._writer.commit(ledger.index(prune=self._options.prune))
 
     def _compute(self, plan: Plan, ledger: Ledger) -> None:
-        session = self._session = self._session or _open_session(self._backbone, self._options)
-        engine = {"provider": session.provider, "precision": session.precision}
-        self._writer.record({**engine, **session.versions, **decoder_versions()})
-        batches = stream(
-            self._source,
-            plan.refs(),
-            self._backbone,
-            session,
-            batch_size=self._options.batch_size,
-            workers=self._options.workers,
-            wanted=ledger.claim,
-            total=len(plan.missing),
-        )
-        with closing(batches):
-            for batch in batches:
-                ledger.take(batch)
+        self._engine.open()
+        self._writer.record(self._engine.versions)
+        with closing(self._engine.fill(plan, ledger, self._writer)) as steps:
+            for _ in steps:
                 self._tell(plan, ledger)
                 self._checkpoint(ledger)
-        ledger.settle()
         self._tell(plan, ledger)
 
     def _checkpoint(self, ledger: Ledger) -> None:

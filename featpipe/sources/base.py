@@ -117,6 +117,13 @@ class Source(ABC):
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes of one image; raise OSError where that cannot be done."""
 
+    def reader(self) -> Source:
+        """Return what reads the images of this source in another process, by pickle.
+
+        It need not list them, and must not depend on the working directory.
+        """
+        return self
+
 
 def grouped(source: Source, column: str) -> Source:
     """Return the source with the groups that a column of its tables holds.
@@ -155,6 +162,10 @@ class LocalSource(Source):
             raise OSError(TOO_LARGE)
         return data
 
+    def reader(self) -> Source:
+        """Return a source that knows the folder alone: a listing may be large."""
+        return _FilesBelow(self)
+
     def locate(self, ref: ImageRef) -> ImageRef:
         """Add size and time of change to a listed path, or the problem with it."""
         try:
@@ -164,6 +175,17 @@ class LocalSource(Source):
         if not is_regular(stat):
             return replace(ref, problem=NOT_REGULAR)
         return replace(ref, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+
+
+class _FilesBelow(LocalSource):
+    """Reads the files of a source that has been listed elsewhere."""
+
+    def __init__(self, source: LocalSource) -> None:
+        super().__init__(source.root.absolute())
+        self.name, self.location = source.name, source.location
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        return iter(())
 
 
 def is_regular(stat: os.stat_result) -> bool:

@@ -73,6 +73,10 @@ class LabelledSource(Source):
         """Return the bytes of one image, from the source itself."""
         return self._source.read(ref)
 
+    def reader(self) -> Source:
+        """Return what reads the images: the source itself, without the labels."""
+        return self._source.reader()
+
     def _row(self, ref: ImageRef) -> ImageRef | None:
         full = f"{self.location}/{ref.path}"
         return (

@@ -40,6 +40,9 @@ class Manifest:
         Which piece of the source is here, where it is not all of it.
     whole : int or None
         Images that the whole source listed when that piece was taken, where it was counted.
+    next_part : int
+        Parts below this number were promised to workers on other machines: nobody else begins
+        them, as a worker may outlive the run that it belongs to. 0 where there never were any.
     """
 
     backbone: Mapping[str, Any]
@@ -49,6 +52,7 @@ class Manifest:
     group: str | None = None
     shard: Shard | None = None
     whole: int | None = None
+    next_part: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -79,6 +83,7 @@ class Manifest:
         FileExistsError
             With ``is_new``, when another writer has made a store in this bucket meanwhile.
         """
+        promised = {"next_part": self.next_part} if self.next_part else {}
         record = {
             "kind": KIND,
             "format": FORMAT,
@@ -89,6 +94,7 @@ class Manifest:
             "shard": None if self.shard is None else f"{self.shard}",
             "whole": self.whole,
             "engines": [dict(engine) for engine in self.engines],
+            **promised,
             "backbone": dict(self.backbone),
         }
         data = json_bytes(record)
@@ -143,6 +149,7 @@ class Manifest:
             ("shard", _is_shard(value.get("shard"))),
             ("whole", _is_count(value.get("whole"))),
             ("engines", _is_list_of_objects(value.get("engines"))),
+            ("next_part", _is_positive(value.get("next_part", 1))),
         ):
             if not sound:
                 raise StoreError(f"{path} is damaged: its field {field!r} is amiss")
@@ -154,6 +161,7 @@ class Manifest:
             value.get("group"),
             None if value.get("shard") is None else Shard.parse(value["shard"]),
             value.get("whole"),
+            value.get("next_part", 0),
         )
 
     def require_backbone(self, card: Mapping[str, Any], shown: str) -> None:

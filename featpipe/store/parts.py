@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe import storage
 from featpipe._files import KEY_BYTES, printable
 from featpipe.errors import StoreError
 from featpipe.store.folder import Place, at_once, cannot_read, folder_of
@@ -155,6 +156,15 @@ def read_keys(store: Place, part: int) -> list[Key]:
     """Return the keys of a part's rows, as `read_key_bytes` does, each on its own."""
     data = read_key_bytes(store, part)
     return [data[i : i + KEY_BYTES] for i in range(0, len(data), KEY_BYTES)]
+
+
+def is_whole(store: Place, part: int, shape: PartShape, rows: int) -> bool:
+    """Tell whether the vectors' file has the length that ``rows`` rows need."""
+    try:
+        entry = storage.look_at(str(vectors_path(store, part)))
+    except OSError:
+        return False
+    return entry.size == shape.file_size(rows)
 
 
 def map_vectors(store: Place, part: int, shape: PartShape) -> NDArray[Any]:

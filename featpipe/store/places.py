@@ -82,6 +82,14 @@ def by_part(part: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
             yield int(part[at[0]]), at
 
 
+def holds(known: Words, key: Key) -> bool:
+    """Tell whether a key is among those that `Places.known` has given."""
+    first, second = np.frombuffer(key, dtype=np.uint64)
+    begin = int(np.searchsorted(known[0], first))
+    end = int(np.searchsorted(known[0], first, side="right"))
+    return bool((known[1, begin:end] == second).any())
+
+
 class Places(Mapping[Key, tuple[int, int]]):
     """Part and row of every key: those of the finished parts as arrays, later ones as a dict.
 
@@ -158,6 +166,10 @@ class Places(Mapping[Key, tuple[int, int]]):
             at = positions(keys, added, by_key(added))
             part[at >= 0], row[at >= 0] = places[at[at >= 0]].T
         return part, row
+
+    def known(self) -> Words:
+        """Return the keys of the finished parts, (2, n), each once: what `holds` looks through."""
+        return np.ascontiguousarray(self._words[self._by_key()].T)
 
     def _find(self, key: Key) -> tuple[int, int] | None:
         if not len(self._words):

@@ -56,7 +56,8 @@ class StoreWriter:
         self._sweep(files)
         numbers = parts.numbers_in(files, ".keys")
         self.places = Places(self._finished(numbers, files))
-        self._next = max(parts.numbers_in(files, ".keys", ".npy"), default=-1) + 1
+        taken = max(parts.numbers_in(files, ".keys", ".npy"), default=-1) + 1
+        self._next = max(taken, manifest.next_part)
         self._has_moved = False
         self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
         self._keys: list[Key] = []
@@ -105,6 +106,19 @@ class StoreWriter:
         if settled != self.manifest:
             settled.write(self.path)
             self.manifest = settled
+
+    def promise(self, count: int) -> range:
+        """Give away the numbers of ``count`` parts, for good: others write them, or nobody does.
+
+        That is on disk before the first of them can be begun, so a worker that outlives this
+        process never writes a part that the next one writes, too.
+        """
+        self.flush()
+        promised = range(self._next, self._next + count)
+        self.manifest = replace(self.manifest, next_part=promised.stop)
+        self.manifest.write(self.path)
+        self._next = promised.stop
+        return promised
 
     def append(self, keys: list[Key], vectors: NDArray[np.float32]) -> None:
         """Add vectors, (n, D) float32; a key that is there already is left out.

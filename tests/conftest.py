@@ -34,6 +34,16 @@ class Result:
     err: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Name the folder that all processes of this run share; see `vectors.made_once`."""
+    own = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+        patch.setenv("FEATPIPE_TEST_RUN", str(shared))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep caches and user folders of a test away from the home of whoever runs it."""

@@ -56,6 +56,7 @@ def test_vectors_are_those_of_the_source(
     assert cosines.mean() >= 0.9999
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("name", "photographs"), [("resnet18", 90)])
 def test_exported_vectors_are_the_librarys_own(
     shared: Path, tmp_path: Path, name: str, photographs: int

@@ -66,6 +66,7 @@ def hymenoptera(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Embed
     return hymenoptera_store(shared, tmp_path_factory.mktemp("hymenoptera") / "store")
 
 
+@pytest.mark.slow
 def test_transfer_leads_on_real_photographs(hymenoptera: EmbeddingStore) -> None:
     """By tens of points over raw pixels, random weights and the commonest label."""
     found = fit(hymenoptera, "logreg").report["baselines"]

@@ -40,6 +40,7 @@ def _pixels(path: Path) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + 224, top + 224)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("hymenoptera_data", 398), ("clothing_small", 872)])
 def test_vectors_are_those_of_the_source(
     shared: Path, tmp_path: Path, name: str, count: int

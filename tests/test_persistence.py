@@ -455,6 +455,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_a_head_survives_the_killing_of_its_writer(tmp_path: Path) -> None:
     """``kill -9`` at eight moments of a process that saves two heads in turn: one of them loads.
 

@@ -836,6 +836,7 @@ def test_figures_are_those_of_the_metrics() -> None:
 # Real photographs
 
 
+@pytest.mark.slow
 def test_ants_and_bees_by_every_protocol(shared: Path, tmp_path: Path) -> None:
     """The photographs of hymenoptera_data: their split val is measured on, above 90 %."""
     store = hymenoptera_store(shared, tmp_path / "s")

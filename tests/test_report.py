@@ -83,6 +83,7 @@ def hymenoptera(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_says_what_fit_has_measured(hymenoptera: Path) -> None:
     """Figures, intervals, method and verdict stand on it; nothing was found amiss."""
     head, page = load_head(hymenoptera / "head"), read(hymenoptera / "report.html")

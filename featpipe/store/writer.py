@@ -8,7 +8,7 @@ one finds a store that is whole.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,12 +56,18 @@ class StoreWriter:
     @classmethod
     @contextmanager
     def opened(
-        cls, path: Path, manifest: Manifest, *, timeout: float = 0.0
+        cls,
+        path: Path,
+        manifest: Manifest,
+        *,
+        timeout: float = 0.0,
+        admit: Callable[[Manifest], None] | None = None,
     ) -> Iterator[StoreWriter]:
         """Lock a store, make it if it is not there, and yield its writer.
 
         What has been appended is on disk when the block ends, however it ends; the index is
-        written by `commit` alone.
+        written by `commit` alone. ``admit`` is shown the record of a store that is there,
+        under the lock and before anything is changed: it raises where this writer may not.
 
         Raises
         ------
@@ -75,7 +81,7 @@ class StoreWriter:
         make_folder(path)
         _refuse_strangers(path)
         with lock(path / ".lock", what=f"the store {path}", timeout=timeout):
-            writer = cls(path, _settle(path, manifest))
+            writer = cls(path, _settle(path, manifest, admit))
             try:
                 yield writer
             except BaseException:
@@ -180,12 +186,14 @@ class StoreWriter:
             return Index.empty()
 
 
-def _settle(path: Path, wanted: Manifest) -> Manifest:
+def _settle(path: Path, wanted: Manifest, admit: Callable[[Manifest], None] | None) -> Manifest:
     """Return the manifest of an existing store that fits ``wanted``, or write a new one."""
     if not (path / FILE_NAME).exists():
         wanted.write(path)
         return wanted
     found = Manifest.read(path)
+    if admit is not None:
+        admit(found)
     found.require_backbone(wanted.backbone, printable(str(path)))
     if found.dtype != wanted.dtype:
         raise StoreError(

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -27,7 +28,14 @@ from featpipe.embedding import EmbedOptions, EmbedReport, run_embedding
 from featpipe.errors import SourceError, StoreError
 from featpipe.scoring import score
 from featpipe.sources import PathSource, Source, grouped, open_source, sharded
-from featpipe.store import EmbeddingStore, Manifest, merge_stores, shard_notes
+from featpipe.store import (
+    EmbeddingStore,
+    Manifest,
+    StoreWriter,
+    merge_stores,
+    newest_store,
+    shard_notes,
+)
 from featpipe.types import ImageRef, Shard
 
 Run = Callable[..., Result]
@@ -209,6 +217,8 @@ def test_four_shards_merged_equal_one_run(
         assert done.code in (0, 3)
     folder = tmp_path / "embeddings" / "photos-tiny.shards"
     assert sorted(p.name for p in folder.iterdir()) == [f"{i}-of-4" for i in range(1, 5)]
+    with pytest.raises(StoreError, match="there is no store under embeddings/"):
+        newest_store()
     one = embed(photos, tiny_backbone, output="one")
     order = [folder / f"{i}-of-4" for i in (2, 4, 1, 3)]
     result = run_cli("merge", "embeddings/photos-tiny", *order)
@@ -339,6 +349,57 @@ def test_empty_shard(run_cli: Run, photos: Path, tiny_backbone: Path, tmp_path: 
     (tmp_path / "nothing").mkdir()
     with pytest.raises(SourceError, match="there is no image in"):
         embedded(tmp_path / "nothing", tiny_backbone, tmp_path / "x", shard="1/2")
+
+
+def test_shards_at_the_same_time(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tasks of an array may start at once, each in its own store; one store has one writer."""
+    monkeypatch.chdir(tmp_path)
+
+    def task(i: int, output: str | None = None) -> EmbedReport:
+        options = EmbedOptions(shard=Shard(i, 5), workers=1)
+        return run_embedding(photos, tiny_backbone, output=output, options=options)
+
+    with ThreadPoolExecutor(5) as pool:
+        reports = list(pool.map(task, range(1, 6)))
+        assert [report.computed for report in reports] == [2] * 5
+        together = [pool.submit(task, i, "one-for-all") for i in range(1, 6)]
+    merged = merge_stores(Path("merged"), [report.store.path for report in reports])
+    assert columns_of(merged).equals(columns_of(embed(photos, tiny_backbone, output="one")))
+    refused = [future.exception() for future in together if future.exception() is not None]
+    assert len(refused) == 4
+    assert all(isinstance(error, StoreError) for error in refused)
+    assert len(EmbeddingStore.open("one-for-all")) == 2
+
+
+def test_store_that_another_task_makes_meanwhile(
+    photos: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not there at first is looked at again under the lock, before it is changed."""
+    real, store = StoreWriter.opened, tmp_path / "s"
+
+    def late(path: Path, manifest: Manifest, **options: object) -> object:
+        monkeypatch.undo()
+        embedded(photos, tiny_backbone, store, shard="1/2")
+        return real(path, manifest, **options)
+
+    monkeypatch.setattr(StoreWriter, "opened", late)
+    with pytest.raises(StoreError, match=f"{store} holds shard 1/2 of {photos}, not 2/2"):
+        embedded(photos, tiny_backbone, store, shard="2/2")
+    assert Manifest.read(store).shard == Shard(1, 2)
+    assert embedded(photos, tiny_backbone, store, shard="1/2").unchanged == 5
+
+
+def test_piece_keeps_its_name_under_labels_and_groups(photos: Path, tmp_path: Path) -> None:
+    """A piece that is labelled afterwards, or grouped, still says that it is one."""
+    table = tmp_path / "t.csv"
+    rows = (f"{p.relative_to(photos)},p1\n" for p in sorted(photos.rglob("*.jpg")))
+    table.write_text("path,patient\n" + "".join(rows))
+    piece = sharded(open_source(photos), Shard(2, 2))
+    labelled = open_source(piece, table, "patient")
+    assert (labelled.piece, labelled.whole) == (Shard(2, 2), 10)
+    assert [ref.group for ref in labelled] == ["p1"] * 5
 
 
 def test_groups_of_a_table_in_shards(photos: Path, tiny_backbone: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ set -euo pipefail
 : "${SOURCE:?set SOURCE to a folder or a table that every node sees}"
 : "${STORE:?set STORE to the folder of the merged store, where every node sees it}"
 MODEL=${MODEL:-efficientnet_lite0}
-# Both are set by the scheduler; the array is numbered from 1.
+# The scheduler sets both; the array is numbered from 1. With TASKS, as submit.sh gives it, some
+# tasks may be submitted again by themselves: TASKS=16 sbatch --array=3,7 array.sh
 i=$SLURM_ARRAY_TASK_ID
-n=$SLURM_ARRAY_TASK_COUNT
+n=${TASKS:-$SLURM_ARRAY_TASK_COUNT}
 
 status=0
 featpipe embed "$SOURCE" --model "$MODEL" --shard "$i/$n" -o "$STORE.shards/$i-of-$n" || status=$?

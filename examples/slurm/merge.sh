@@ -11,7 +11,10 @@ set -euo pipefail
 : "${STORE:?set STORE as for the array}"
 MODEL=${MODEL:-efficientnet_lite0}
 
-featpipe merge "$STORE" "$STORE".shards/*-of-*
+# Submitted again, it goes on from what was merged before.
+if [ ! -e "$STORE/index.parquet" ]; then
+    featpipe merge "$STORE" "$STORE".shards/*-of-*
+fi
 # Opens nothing where all is there; images that came in meanwhile are embedded.
 status=0
 featpipe embed "$SOURCE" --model "$MODEL" -o "$STORE" || status=$?

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -241,18 +242,19 @@ def run_embedding(
     path = default_store(opened, backbone) if output is None else located(output)
     former = Manifest.find(path)
     dtype = options.dtype or (former.dtype if former else "float32")
-    if former is not None and options.prune:
-        _refuse_other_source(path, opened, former)
-        refuse_other_shard(path, former, opened.piece)
+    admit = partial(_refuse_other, path, opened) if options.prune else None
+    if former is not None and admit is not None:
+        admit(former)
     with closing(_engine(opened, backbone, options)) as engine:
         if not _can_wait(former, options):
             engine.open()
         opened, column, told = _grouped(opened, group, former.group if former else None)
         shard = _shard_held(former, opened.piece, options)
         whole = None if shard is None else opened.whole
-        card = backbone.card.to_json()
+        card, wait = backbone.card.to_json(), options.lock_timeout
         manifest = Manifest(card, dtype, opened.location, (), column, shard, whole)
-        with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
+        # Another process may have made the store meanwhile: what is there is looked at once more.
+        with StoreWriter.opened(path, manifest, timeout=wait, admit=admit) as writer:
             report = _Run(opened, engine, writer, options, progress).go()
     return replace(report, notes=(*told, *report.notes))
 
@@ -312,8 +314,8 @@ def default_store(source: Source, backbone: Backbone) -> Path:
     return DEFAULT_FOLDER / f"{name}.shards" / f"{i:0{len(str(n))}d}-of-{n}"
 
 
-def _refuse_other_source(path: Place, source: Source, former: Manifest) -> None:
-    """Keep a store from being overwritten by a namesake of its source."""
+def _refuse_other(path: Place, source: Source, former: Manifest) -> None:
+    """Keep a store from being overwritten by a namesake of its source, or another piece of it."""
     held = former.source
     # A merged store has several sources, which no single one may replace.
     if held != source.location and (MERGED in held or os.path.exists(held)):
@@ -321,6 +323,7 @@ def _refuse_other_source(path: Place, source: Source, former: Manifest) -> None:
             f"{printable(str(path))} holds the images of {printable(held)}, not of "
             f"{printable(source.location)}: give another store with -o"
         )
+    refuse_other_shard(path, former, source.piece)
 
 
 def _shard_held(

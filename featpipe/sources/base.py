@@ -135,7 +135,9 @@ def grouped(source: Source, column: str) -> Source:
     """
     known = source.columns
     if column in known:
-        return source.with_groups(column)
+        found = source.with_groups(column)
+        found.piece = source.piece
+        return found
     missing = f"there is no column {printable(column)!r} to group by"
     if known:
         names = ", ".join(printable(name) for name in known)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -67,12 +67,18 @@ class StoreWriter:
     @classmethod
     @contextmanager
     def opened(
-        cls, path: Place, manifest: Manifest, *, timeout: float = 0.0
+        cls,
+        path: Place,
+        manifest: Manifest,
+        *,
+        timeout: float = 0.0,
+        admit: Callable[[Manifest], None] | None = None,
     ) -> Iterator[StoreWriter]:
         """Lock a store, make it if it is not there, and yield its writer.
 
         What has been appended is on disk when the block ends, however it ends; the index is
-        written by `commit` alone.
+        written by `commit` alone. ``admit`` is shown the record of a store that is there,
+        under the lock and before anything is changed: it raises where this writer may not.
 
         Raises
         ------
@@ -87,7 +93,7 @@ class StoreWriter:
         folder.made()
         _refuse_strangers(path)
         with folder.locked(timeout):
-            writer = cls(path, _settle(path, manifest))
+            writer = cls(path, _settle(path, manifest, admit))
             try:
                 yield writer
             except BaseException as exc:
@@ -298,15 +304,19 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def _settle(path: Place, wanted: Manifest) -> Manifest:
+def _settle(
+    path: Place, wanted: Manifest, admit: Callable[[Manifest], None] | None = None
+) -> Manifest:
     """Return the manifest of an existing store that fits ``wanted``, or write a new one."""
     found = Manifest.find(path)
     if found is None:
         try:
             wanted.write(path, is_new=True)
         except FileExistsError:  # in a bucket, by a writer who has begun with us
-            return _settle(path, wanted)
+            return _settle(path, wanted, admit)
         return wanted
+    if admit is not None:
+        admit(found)
     found.require_backbone(wanted.backbone, printable(str(path)))
     if found.dtype != wanted.dtype:
         raise StoreError(

@@ -68,6 +68,11 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["rerun.py", "--files", "100000"],
         ["--files", "10000", "--repetitions", "1"],
     ),
+    "store_at_size": (
+        "A store of ten million rows",
+        ["store_at_size.py"],
+        ["--rows", "100000"],
+    ),
     "bundle": ("Bundles in other runtimes", ["bundle.py"], ["--images", "4"]),
 }
 

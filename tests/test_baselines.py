@@ -93,10 +93,12 @@ def test_labels_at_random_show_no_transfer(
         lines = ["path,label" + (",split" if splits else "")]
         for path, label, split in zip(hymenoptera.paths, labels, hymenoptera.splits, strict=True):
             lines.append(f"{root / path},{label}" + (f",{split}" if splits else ""))
-        table = tmp_path / f"{splits}.csv"
+        table = tmp_path / "photos.csv"
         table.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        store = tmp_path / f"{splits}.store"
-        report = fit(embed(table, output=store), "ridge").report
+        # The second time the vectors are there.
+        store = embed(table, output=tmp_path / "store")
+        assert set(store.splits) == ({"train", "val"} if splits else {None})
+        report = fit(store, "ridge").report
         assert report["baselines"]["verdict"] == "no transfer"
         assert report["baselines"]["words"] in report["notes"]
         assert report["baselines"]["words"].startswith("no transfer: the lead of ")

@@ -79,13 +79,19 @@ def demo_vectors() -> tuple[NDArray[np.float32], list[str], list[str]]:
 
 
 def hymenoptera_store(shared: Path, path: Path) -> EmbeddingStore:
-    """Return a store at ``path`` of hymenoptera_data, 398 photographs, by the built-in backbone."""
+    """Return a store at ``path`` of hymenoptera_data, 398 photographs, by the built-in backbone.
+
+    The vectors of its baselines have been made, too, and stand in it.
+    """
+    from featpipe.baselines.features import NAMES, features
     from featpipe.embedding import embed
 
     def make(folder: Path) -> None:
-        embed(shared / "datasets" / "hymenoptera_data", output=folder / "store", device="cpu")
+        source = shared / "datasets" / "hymenoptera_data"
+        store = embed(source, output=folder / "store", device="cpu")
+        for name in NAMES:
+            features(store, np.arange(len(store)), name)
 
-    # A copy: what learns on a store keeps the vectors of its baselines there.
     shutil.copytree(made_once("hymenoptera", make) / "store", path)
     return EmbeddingStore.open(path)
 

@@ -132,20 +132,26 @@ def rates(measured: Measured, machine: Machine, machines: int, layout: str) -> d
 
 
 def plan(
-    measured: Measured, machine: Machine, images: int, machines: int, layout: str = "objects"
+    measured: Measured,
+    machine: Machine,
+    images: int,
+    machines: int,
+    layout: str = "objects",
+    *,
+    merged: bool = True,
 ) -> Plan:
     """Add up a job array with ``--shard`` and a merge, from a bucket and into one.
 
     ``layout`` is ``objects`` (one object an image: every task lists all of them, once to count
     and once more up to the end of its piece) or ``tars`` (of 10,000 images, which a source can
-    divide among its shards by name).
+    divide among its shards by name). Where they are not ``merged``, shards are left as stores.
     """
     entries = images if layout == "objects" else images / _PER_TAR
     passes = (2 if machines > 1 else 1) if layout == "objects" else 1
     allowed = rates(measured, machine, machines, layout)
     narrowest = min(allowed, key=allowed.__getitem__)
     vectors = 4 * measured.dimension * images
-    merging = machines > 1
+    merging = merged and machines > 1
     seconds = {
         "start": measured.start_s,
         "listing": passes * entries * _LIST_SECONDS,
@@ -244,22 +250,23 @@ def _constants(stored: dict[str, Any], m: Measured) -> str:
 
 def _plans(measured: Measured) -> str:
     rows = [
-        _plan_row(measured, images, layout, machine, machines)
+        _plan_row(measured, images, layout, machine, machines, merged=merged)
         for images in COUNTS
-        for layout in ("objects", "tars")
+        for layout, merged in (("objects", True), ("tars", True), ("tars", False))
         for machine in (CPU, GPU)
         for machines in FLEETS
+        if merged or machines > 1
     ]
     return _table(("images", "machines", "time", "cost", "bottleneck", "memory"), rows)
 
 
 def _plan_row(
-    measured: Measured, images: int, layout: str, machine: Machine, machines: int
+    measured: Measured, images: int, layout: str, machine: Machine, machines: int, *, merged: bool
 ) -> tuple[str, ...]:
-    found = plan(measured, machine, images, machines, layout)
+    found = plan(measured, machine, images, machines, layout, merged=merged)
     fits = "" if found.gib <= machine.memory_gib else ": does not fit"
     return (
-        f"10^{len(str(images)) - 1} {layout}",
+        f"10^{len(str(images)) - 1} {layout}{'' if merged else ', not merged'}",
         f"{machines} × {machine.name}",
         _duration(found.total),
         _dollars(found.dollars),
@@ -307,7 +314,6 @@ def _limits(m: Measured) -> str:
         f"{_duration(billion * _LIST_SECONDS)} at one go, up to twice that in each task of "
         f"`--shard`; for LIST 256 tasks pay {lists}"
     )
-    counting = _duration(billion * m.table_s)
     gets = f"{_dollars(billion * _GET)} for GET, and at most {_GETS_A_SECOND:,.0f} images a second"
     tars = f"tars of {_PER_TAR:,} images: {_dollars(billion / _PER_TAR * _GET)}"
     merge = (
@@ -320,7 +326,7 @@ def _limits(m: Measured) -> str:
     )
     index = f"{_gib(billion * m.index_bytes / _GIB)} on disk, read and replaced as a whole"
     rows = (
-        ("listing by one process", listing, f"a table of paths ({counting} to count it), or tars"),
+        ("listing by one process", listing, "tars, or an array for each prefix"),
         ("one object an image", gets, tars),
         ("one run", run, "`--shard`: the piece of a task is all that it keeps"),
         ("one merge", merge, "leave the shards as they are, or merge them by prefix or month"),

@@ -38,7 +38,7 @@ from featpipe.store import Index, Manifest, Outcome, StoreWriter, merge_stores
 from featpipe.types import Failure, ImageRef
 
 _FILES, _TABLE_ROWS, _MERGED_ROWS, _SHARDS = 20_000, 100_000, 20_000, 4
-_RUN_FILES = (1_000, 11_000)
+_RUN_FILES = (4_000, 16_000)
 
 
 def photographs(folder: Path, count: int) -> list[Path]:

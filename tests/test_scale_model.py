@@ -92,8 +92,8 @@ def test_memory_is_that_of_the_largest_process(scale: ModuleType, measured: obje
     """A run keeps its piece, the merge all of it; one process has nothing to merge."""
     assert scale.plan(measured, scale.CPU, 2**30, 1).gib == 1000
     assert scale.plan(measured, scale.CPU, 2**30, 256).gib == 1000
-    light = replace(measured, merge_bytes=1.0)
-    assert scale.plan(light, scale.CPU, 2**30, 256).gib == 1000 / 256
+    apart = scale.plan(measured, scale.CPU, 2**30, 256, merged=False)
+    assert (apart.gib, apart.seconds["merge"]) == (1000 / 256, 0)
 
 
 def test_rates_name_each_resource(scale: ModuleType, measured: object) -> None:

@@ -16,7 +16,7 @@ from conftest import LIVING, PHOTOS
 from test_tar import contents, listed, packed
 
 from featpipe.embedding import run_embedding
-from featpipe.embedding.engine import read_bytes
+from featpipe.embedding.ahead import read_bytes
 from featpipe.errors import SourceError
 from featpipe.sources import open_source, rows
 from featpipe.sources.imagetables import ImageColumns
@@ -180,7 +180,7 @@ def test_large_row_groups_are_read_in_pieces(
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(source.read, refs)) == expected
     pieces = source.containers[0]._pieces  # type: ignore[attr-defined]
-    assert 0 < sum(pieces._sizes.values()) <= 3000
+    assert 0 < pieces.size <= 3000
 
 
 def test_pieces_are_loaded_once_and_a_failure_is_tried_again() -> None:

@@ -441,7 +441,7 @@ def test_few_archives_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     before = len(os.listdir("/proc/self/fd"))
     assert [source.read(ref) for ref in refs[::2]] == [str(at).encode() for at in range(10)]
     assert len(os.listdir("/proc/self/fd")) <= before + 4
-    assert len(source._loaded) == 2  # type: ignore[attr-defined]
+    assert source._listings.size == 4  # type: ignore[attr-defined]
 
 
 def test_labels_from_a_table_for_an_archive(tmp_path: Path) -> None:

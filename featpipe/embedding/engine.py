@@ -19,6 +19,7 @@ import numpy as np
 from featpipe._files import content_key
 from featpipe._threads import Task, Threads
 from featpipe.backbones import Backbone, usable_cores
+from featpipe.embedding.ahead import Bytes, ReadAhead, Reading, bytes_ahead, read_bytes
 from featpipe.images import decode_image, image_size
 from featpipe.sources import Source
 from featpipe.types import Failure, ImageRef, Key, Vectors
@@ -92,16 +93,22 @@ def stream(
     size = batch_size or _even_size(session, total, count)
     worker = _Worker(source, backbone, session, wanted)
     iterator = iter(refs)
-    pending: deque[Task[EmbeddedBatch]] = deque()
+    pending: deque[tuple[Task[EmbeddedBatch], int]] = deque()
+    held = 0
     # Left on Ctrl-C and by a caller who stops early, too: nothing more is begun.
     needed = count if total is None else max(1, min(count, -(-total // size)))
-    with Threads(needed) as pool:
+    with Threads(needed) as pool, ReadAhead(source) as ahead:
         while True:
-            while len(pending) < 2 * needed + 1 and (batch := tuple(islice(iterator, size))):
-                pending.append(pool.submit(worker, batch))
+            while (len(pending) < 2 * needed + 1 or ahead.has_room(len(pending) * size, held)) and (
+                batch := tuple(islice(iterator, size))
+            ):
+                pending.append((pool.submit(worker, batch, ahead.begin(batch)), bytes_ahead(batch)))
+                held += pending[-1][1]
             if not pending:
                 return
-            yield pending.popleft().result()
+            task, n_bytes = pending.popleft()
+            held -= n_bytes
+            yield task.result()
 
 
 def _even_size(session: Session, total: int | None, count: int) -> int:
@@ -126,7 +133,9 @@ class _Worker:
         self._rule, self._dimension = backbone.card.resize, backbone.dimension
         self._wanted = wanted
 
-    def __call__(self, refs: tuple[ImageRef, ...]) -> EmbeddedBatch:
+    def __call__(
+        self, refs: tuple[ImageRef, ...], readings: tuple[Reading, ...] | None = None
+    ) -> EmbeddedBatch:
         side = self._rule.crop
         pixels = np.empty((len(refs), side, side, 3), dtype=np.uint8)
         keys: list[Key | None] = []
@@ -134,8 +143,9 @@ class _Worker:
         failures: list[Failure | None] = []
         rows: list[int | None] = []
         filled = 0
-        for ref in refs:
-            key, shape, failure, used = self._load(ref, pixels[filled])
+        for at, ref in enumerate(refs):
+            data = read_bytes(self._source, ref) if readings is None else readings[at].result()
+            key, shape, failure, used = self._load(data, pixels[filled])
             keys.append(key)
             shapes.append(shape)
             failures.append(failure)
@@ -147,10 +157,9 @@ class _Worker:
         )
 
     def _load(
-        self, ref: ImageRef, out: np.ndarray
+        self, data: Bytes, out: np.ndarray
     ) -> tuple[Key | None, tuple[int, int] | None, Failure | None, bool]:
-        """Read one image into ``out``: key, shape, failure, and whether ``out`` was filled."""
-        data = read_bytes(self._source, ref)
+        """Decode one image into ``out``: key, shape, failure, and whether ``out`` was filled."""
         if isinstance(data, Failure):
             return None, None, data, False
         key = content_key(data)
@@ -164,16 +173,3 @@ class _Worker:
 
     def _nothing(self) -> Vectors:
         return np.empty((0, self._dimension), dtype=np.float32)
-
-
-def read_bytes(source: Source, ref: ImageRef) -> bytes | Failure:
-    """Return the bytes of one listed image, or why they cannot be had."""
-    if ref.problem is not None:
-        return Failure("unreadable", ref.problem)
-    try:
-        return source.read(ref)
-    except MemoryError:
-        return Failure("unreadable", "not enough memory to read the file")
-    except (OSError, ValueError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc)
-        return Failure("unreadable", f"the file cannot be read: {reason}")

@@ -331,7 +331,7 @@ class _Run:
         """Commit the index at the end, or as much of it as there is when the run is stopped."""
         try:
             yield
-        except (KeyboardInterrupt, TooManyFailuresError):
+        except (KeyboardInterrupt, TooManyFailuresError, SourceError):
             # A copy of an image that failed is one failure more: it must not keep this from disk.
             with suppress(TooManyFailuresError):
                 ledger.settle()

@@ -13,7 +13,7 @@ import numpy as np
 from featpipe._files import content_key
 from featpipe._threads import Threads, threads
 from featpipe.backbones import Backbone
-from featpipe.embedding.engine import read_bytes
+from featpipe.embedding.ahead import read_bytes
 from featpipe.errors import FeatpipeError, SourceError
 from featpipe.heads import Head, load_head, newest_head
 from featpipe.images import Box, Decoded, crop_box, decode_image

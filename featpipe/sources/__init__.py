@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
+from featpipe import storage
 from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import LocalSource, Source, grouped
+from featpipe.sources.files import FileSource
 from featpipe.sources.folder import FolderSource
 from featpipe.sources.labels import LabelledSource
+from featpipe.sources.naming import IMAGE_SUFFIXES, suffix_of
 from featpipe.sources.paths import PathSource, read_path_list
-from featpipe.sources.places import IMAGE_SUFFIXES
+from featpipe.sources.remote import BucketSource
 from featpipe.sources.rows import is_image_parquet, open_parquet
 from featpipe.sources.saved import is_saved_dataset, open_saved_dataset
 from featpipe.sources.shelves import is_shelf, open_shelf
@@ -28,6 +31,8 @@ from featpipe.sources.tar import is_archives, open_archives
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "BucketSource",
+    "FileSource",
     "FolderSource",
     "LabelledSource",
     "LocalSource",
@@ -52,8 +57,9 @@ def open_source(
     Parameters
     ----------
     source : Source, str, path or iterable of paths
-        A folder, an image file, a table (``.csv``, ``.tsv``, ``.parquet``), ``"-"`` for a
-        list of paths on standard input, or the paths themselves.
+        A folder, an image file, a table (``.csv``, ``.tsv``, ``.parquet``), each local or behind
+        an address (``s3://``, ``gs://``, ``https://``); ``"-"`` for a list of paths on standard
+        input, or the paths themselves.
     labels : path, optional
         A table with a column ``path`` and label columns, for a source without labels of its
         own; its labels win over those of the source.
@@ -67,7 +73,7 @@ def open_source(
     """
     opened = _open(source)
     if labels is not None:
-        opened = LabelledSource(opened, Path(labels))
+        opened = LabelledSource(opened, labels)
     return opened if group is None else grouped(opened, group)
 
 
@@ -89,11 +95,15 @@ def _open(source: SourceLike) -> Source:
     )
 
 
-def _refuse_url(text: str) -> Source:
-    scheme = text.partition("://")[0]
+def _open_url(text: str) -> Source:
+    path = storage.path_of(text)
+    if suffix_of(path.rpartition("/")[2]) in IMAGE_SUFFIXES:
+        return PathSource([text], name=Path(path).stem, location=storage.shown(text))
+    if storage.has_folders(text):
+        return BucketSource(text)
     raise SourceError(
-        f"featpipe does not read {printable(scheme)}:// addresses yet: copy the images to a "
-        "local folder and give that"
+        f"{printable(storage.shown(text))} is no image and no table, and a web server lists no "
+        "folders: give a table of addresses (column 'path')"
     )
 
 
@@ -108,20 +118,20 @@ def _open_file(text: str) -> Source:
     return PathSource([path.name], name=path.stem, location=str(path.absolute()), root=path.parent)
 
 
+def _is_table(text: str) -> bool:
+    if storage.is_url(text):
+        return storage.path_of(text).lower().endswith(TABLE_SUFFIXES)
+    return text.lower().endswith(TABLE_SUFFIXES) and os.path.isfile(text)
+
+
 _OPENERS: tuple[tuple[Callable[[str], bool], Callable[[str], Source]], ...] = (
     (is_archives, open_archives),
     (is_image_parquet, open_parquet),
-    (lambda text: "://" in text, _refuse_url),
+    (_is_table, TableSource),
+    (storage.is_url, _open_url),
     (is_saved_dataset, open_saved_dataset),
     (is_shelf, open_shelf),
     (os.path.isdir, lambda text: FolderSource(Path(text))),
-    (
-        lambda text: text.lower().endswith(TABLE_SUFFIXES) and os.path.isfile(text),
-        lambda text: TableSource(Path(text)),
-    ),
-    (
-        lambda text: text.lower().endswith(".zip") and os.path.isfile(text),
-        _refuse_archive,
-    ),
+    (lambda text: text.lower().endswith(".zip") and os.path.isfile(text), _refuse_archive),
     (os.path.isfile, _open_file),
 )

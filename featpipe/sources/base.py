@@ -21,6 +21,10 @@ MAX_FILE_BYTES = 2**30
 """A larger file is no photograph; it is refused before it fills the memory."""
 
 NOT_REGULAR = "it is not a regular file"
+TOO_LARGE = f"the file is larger than {MAX_FILE_BYTES >> 30} GiB"
+
+REMOTE_READERS = 32
+"""Requests at one time: a bucket takes tens of milliseconds to answer one, and as long for many."""
 
 
 class Source(ABC):
@@ -50,6 +54,14 @@ class Source(ABC):
             f"there is no image in {printable(self.location)}{detail}: give a folder with images, "
             "a table of paths, or an image file"
         )
+
+    @property
+    def readers(self) -> int:
+        """How many threads should read beside those that decode.
+
+        None where bytes come from a disk, many where each image is asked for far away.
+        """
+        return 0
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -112,7 +124,7 @@ class LocalSource(Source):
             # Asked for one byte more than allowed: a device or a growing file has no true size.
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
-            raise OSError(f"the file is larger than {MAX_FILE_BYTES >> 30} GiB")
+            raise OSError(TOO_LARGE)
         return data
 
     def locate(self, ref: ImageRef) -> ImageRef:

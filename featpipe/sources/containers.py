@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,16 +32,20 @@ from featpipe._columns import (
     text_column,
 )
 from featpipe._files import escape_path, printable, unescape_path
+from featpipe._threads import Threads
 from featpipe.errors import SourceError
-from featpipe.sources.base import NOT_REGULAR, Source, is_regular
+from featpipe.sources.base import NOT_REGULAR, REMOTE_READERS, Source, is_regular
 from featpipe.sources.listings import keep_listing, kept_listing
+from featpipe.sources.naming import note_left_out
+from featpipe.sources.pieces import Pieces
 from featpipe.sources.places import Tree, splits_of_names
-from featpipe.storage import Entry, is_url, look_at, shown
+from featpipe.storage import Entry, StorageGoneError, is_url, look_at, shown
 from featpipe.types import ImageRef
 
 _ROWS_IN_MEMORY = 2**21
 """Rows of listings that are kept in memory, of at least two containers."""
 _MOST_OPEN = 64
+_LISTED_AT_ONCE = 8
 _FACTS = b"featpipe.facts"
 _BATCH_ROWS = 2**16
 CHANGED = "the file that holds it has changed since it was listed"
@@ -224,7 +228,7 @@ class ContainerSource(Source):
         self.containers = list(containers)
         self._by_name = {container.name: at for at, container in enumerate(self.containers)}
         self._depths = sorted({c.name.count("/") for c in self.containers}, reverse=True)
-        self._loaded: OrderedDict[int, Listing] = OrderedDict()
+        self._listings = Pieces(_ROWS_IN_MEMORY)
         self._in_use: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
         self._tree: Tree | None = None
@@ -233,18 +237,24 @@ class ContainerSource(Source):
     def columns(self) -> tuple[str, ...]:
         """Columns that may hold the groups: what stands beside the images but label and split."""
         found: dict[str, None] = {}
-        for at in range(len(self.containers)):
-            with suppress(OSError, ValueError):
-                table = self._listing(at).table
-                if table.column("group").null_count < len(table):
-                    found["group"] = None
-                found |= {name.removeprefix(LABEL_PREFIX): None for name in _label_columns(table)}
+        for listing in self._all_listings():
+            if isinstance(listing, Exception):
+                continue  # it is a row with a problem
+            table = listing.table
+            if table.column("group").null_count < len(table):
+                found["group"] = None
+            found |= {name.removeprefix(LABEL_PREFIX): None for name in _label_columns(table)}
         return tuple(found)
 
     def with_groups(self, column: str) -> ContainerSource:
         """Return the same with the groups of another column."""
         group = None if column == "group" else column
         return ContainerSource(self.containers, name=self.name, location=self.location, group=group)
+
+    @property
+    def readers(self) -> int:
+        """Many, where any container is behind an address."""
+        return REMOTE_READERS if self._is_far else 0
 
     def nothing_found(self) -> str:
         """Say that the listing was empty, and what else was there."""
@@ -263,11 +273,10 @@ class ContainerSource(Source):
         left_out: Counter[str] = Counter()
         notes: list[str] = []
         splits = splits_of_names([container.name for container in self.containers])
-        for at, container in enumerate(self.containers):
-            try:
-                listing = self._listing(at, fresh=True)
-            except (OSError, ValueError) as exc:
-                yield self._unopened(container, exc)
+        for at, listing in enumerate(self._all_listings(fresh=True)):
+            container = self.containers[at]
+            if isinstance(listing, Exception):
+                yield self._unopened(container, listing)
                 continue
             left_out.update(listing.left_out)
             notes += [f"{container.shown}: {note}" for note in listing.notes]
@@ -281,8 +290,7 @@ class ContainerSource(Source):
         self.notes += notes[:5]
         if len(notes) > 5:
             self.notes.append(f"{len(notes) - 5} more notes of this kind")
-        if left_out:
-            self.notes.append(left_out_note(left_out))
+        note_left_out(left_out, self.notes)
 
     def _unopened(self, container: Container, exc: Exception) -> pa.Table:
         reason = getattr(exc, "strerror", None) or str(exc)
@@ -336,10 +344,8 @@ class ContainerSource(Source):
     def _grown(self) -> Tree:
         """Look at the folders in all containers: together they are one tree."""
         found: set[str] = set()
-        for at in range(len(self.containers)):
-            try:
-                listing = self._listing(at)
-            except (OSError, ValueError):
+        for listing in self._all_listings():
+            if isinstance(listing, Exception):
                 continue  # it is a row with a problem when its turn comes
             usable = listing.table.filter(pc.is_null(listing.table.column("problem")))
             found.update(pc.unique(_folders(usable.column("path"))).to_pylist())
@@ -377,48 +383,60 @@ class ContainerSource(Source):
                 return at, "/".join(parts[depth + 1 :])
         raise FileNotFoundError("there is no file of that name in the source")
 
+    @property
+    def _is_far(self) -> bool:
+        return any(is_url(container.place) for container in self.containers)
+
+    def _all_listings(self, *, fresh: bool = False) -> Iterator[Listing | Exception]:
+        """Yield the listings in order, or why there is none; several at a time from far away."""
+        looked_up = partial(self._attempt, fresh=fresh)
+        if not self._is_far:
+            yield from map(looked_up, range(len(self.containers)))
+            return
+        with Threads(min(_LISTED_AT_ONCE, len(self.containers))) as pool:
+            yield from pool.stream(looked_up, range(len(self.containers)))
+
+    def _attempt(self, at: int, *, fresh: bool) -> Listing | Exception:
+        try:
+            return self._listing(at, fresh=fresh)
+        except StorageGoneError as exc:
+            # The others would be waited for as long, and fail as well.
+            raise SourceError(str(exc)) from exc
+        except (OSError, ValueError) as exc:
+            return exc
+
     def _listing(self, at: int, *, fresh: bool = False) -> Listing:
         """Return the listing of a container: from memory, the cache, or the container itself.
 
         ``fresh`` asks whether the container has changed.
         """
-        with self._lock:
-            listing = self._loaded.get(at)
-            if listing is None or fresh:
-                listing = self._load(self.containers[at], listing)
-                self._loaded[at] = listing
-                self._forget()
-            self._loaded.move_to_end(at)
-            return listing
+        container = self.containers[at]
+        former = self._listings.peek(at) if fresh else None
+        if former is not None and (former.version or "") != container.version():
+            self._listings.drop(at)
 
-    def _forget(self) -> None:
-        total = sum(len(listing.table) for listing in self._loaded.values())
-        while total > _ROWS_IN_MEMORY and len(self._loaded) > 2:
-            total -= len(self._loaded.popitem(last=False)[1].table)
+        def load() -> tuple[Listing, int]:
+            listing = _listing_of(container)
+            return listing, len(listing.table)
 
-    def _load(self, container: Container, former: Listing | None) -> Listing:
-        version = container.version()
-        if version is None:
-            return container.listed()
-        if former is not None and former.version == version:
-            return former
-        kept = Listing.kept(container, version)
-        if kept is not None:
-            return kept
-        listing = container.listed()
-        # One that is being written to is listed again the next time.
-        if container.version() == version:
-            listing.version = version
-            listing.keep(container, version)
+        listing: Listing = self._listings.get(at, load)
         return listing
 
 
-def left_out_note(left_out: Counter[str]) -> str:
-    """Say how many files are no images, and of which kinds."""
-    # Those of equal number by name: their order is chance.
-    kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
-    found = ", ".join(f"{count} {printable(suffix)}" for suffix, count in kinds)
-    return f"left out {sum(left_out.values())} files whose suffix is not an image's: {found}"
+def _listing_of(container: Container) -> Listing:
+    """Return the listing that was kept of a container, or read it, and keep that."""
+    version = container.version()
+    if version is None:
+        return container.listed()
+    kept = Listing.kept(container, version)
+    if kept is not None:
+        return kept
+    listing = container.listed()
+    # One that is being written to is listed again the next time.
+    if container.version() == version:
+        listing.version = version
+        listing.keep(container, version)
+    return listing
 
 
 def _folders(paths: Any) -> Any:

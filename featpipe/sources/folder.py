@@ -15,11 +15,17 @@ from featpipe._columns import BLOCK_ROWS, LISTED, constant_column, path_column, 
 from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import NOT_REGULAR, LocalSource, is_regular
-from featpipe.sources.places import IMAGE_SUFFIXES, NOT_OURS, Place, find_splits
+from featpipe.sources.naming import (
+    IMAGE_SUFFIXES,
+    NOT_OURS,
+    OWN_RECORDS,
+    Place,
+    note_left_out,
+    root_place,
+    suffix_of,
+)
 from featpipe.types import ImageRef
 
-_OWN_RECORDS = {"store.json", "head.json"}
-"""A folder that holds one of these was written by featpipe: nobody means its files."""
 _DEEPEST = 100
 
 
@@ -62,16 +68,10 @@ class FolderSource(LocalSource):
             raise SourceError(
                 f"cannot open the folder {printable(str(self.root))}: {exc.strerror or exc}"
             ) from exc
-        has_splits = find_splits([folder.name for folder in content.folders], self.notes)
+        place = root_place([folder.name for folder in content.folders], self.notes)
         root_id = _identity(os.stat(self.root))
-        yield from self._walk(content, "", (root_id,), Place(has_splits), left_out)
-        if left_out:
-            # Those of equal number by name: the order of a folder's entries is chance.
-            kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
-            shown = ", ".join(f"{n} {suffix}" for suffix, n in kinds)
-            self.notes.append(
-                f"left out {sum(left_out.values())} files whose suffix is not an image's: {shown}"
-            )
+        yield from self._walk(content, "", (root_id,), place, left_out)
+        note_left_out(left_out, self.notes)
 
     def _walk(
         self,
@@ -178,7 +178,7 @@ class _Content:
             name = entry.name
             if name[0] == ".":
                 continue
-            suffix = name[dot:].lower() if (dot := name.rfind(".")) > 0 else ""
+            suffix = suffix_of(name)
             if suffix in IMAGE_SUFFIXES and not _is_folder(entry):
                 size, mtime_ns, problem = _look_at(entry)
                 names.append(name)
@@ -190,7 +190,7 @@ class _Content:
                 self._add_other(entry, suffix)
 
     def _add_other(self, entry: os.DirEntry[str], suffix: str) -> None:
-        if entry.name in _OWN_RECORDS:
+        if entry.name in OWN_RECORDS:
             self.is_our_own = True
         if _is_folder(entry):
             self.folders.append(entry)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
+from featpipe import storage
 from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import Source
@@ -26,18 +26,25 @@ class LabelledSource(Source):
         When the table cannot be read, no row of it belongs to any image, or one could mean two.
     """
 
-    def __init__(self, source: Source, table: Path, group: str | None = None) -> None:
+    def __init__(
+        self, source: Source, table: str | os.PathLike[str], group: str | None = None
+    ) -> None:
         super().__init__()
-        if not table.is_file():
-            raise SourceError(f"there is no table at {printable(str(table))}: check --labels")
-        if not str(table).lower().endswith(TABLE_SUFFIXES):
-            raise SourceError(
-                f"the label table {printable(str(table))} must end in {', '.join(TABLE_SUFFIXES)}"
-            )
+        table = os.fspath(table)
+        shown, is_far = printable(storage.shown(table)), storage.is_url(table)
+        if not is_far and not os.path.isfile(table):
+            raise SourceError(f"there is no table at {shown}: check --labels")
+        if not (storage.path_of(table) if is_far else table).lower().endswith(TABLE_SUFFIXES):
+            raise SourceError(f"the label table {shown} must end in {', '.join(TABLE_SUFFIXES)}")
         self.name, self.location = source.name, source.location
         self._source, self._table = source, table
         self._by_path = _rows(table, group)
         self._by_name = _bare_names(self._by_path)
+
+    @property
+    def readers(self) -> int:
+        """As many as the source itself wants."""
+        return self._source.readers
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -77,14 +84,14 @@ class LabelledSource(Source):
     def _claim(self, claimed: dict[str, str], row: ImageRef, ref: ImageRef) -> None:
         if claimed.setdefault(row.path, ref.path) != ref.path:
             raise SourceError(
-                f"the row {printable(row.path)} of {printable(str(self._table))} could mean "
-                f"{printable(claimed[row.path])} or {printable(ref.path)}: write its path as the "
-                "source lists it"
+                f"the row {printable(row.path)} of {printable(storage.shown(self._table))} could "
+                f"mean {printable(claimed[row.path])} or {printable(ref.path)}: write its path as "
+                "the source lists it"
             )
 
     def _tell(self, found: int, without: int) -> None:
         self.notes.extend(self._source.notes)
-        shown = printable(str(self._table))
+        shown = printable(storage.shown(self._table))
         if not found:
             raise SourceError(
                 f"no row of the label table {shown} names an image of {printable(self.location)}: "
@@ -98,9 +105,12 @@ class LabelledSource(Source):
             self.notes.append(f"{len(self._by_path) - found} rows of {shown} name no image here")
 
 
-def _rows(table: Path, group: str | None) -> dict[str, ImageRef]:
-    refs = TableSource(table, group)
-    return {os.path.normpath(ref.path).replace(os.sep, "/"): ref for ref in refs}
+def _rows(table: str, group: str | None) -> dict[str, ImageRef]:
+    return {_normal(ref.path): ref for ref in TableSource(table, group).rows()}
+
+
+def _normal(path: str) -> str:
+    return path if storage.is_url(path) else os.path.normpath(path).replace(os.sep, "/")
 
 
 def _bare_names(rows: dict[str, ImageRef]) -> dict[str, ImageRef]:

@@ -7,24 +7,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featpipe.errors import SourceError
-from featpipe.sources.base import LocalSource
+from featpipe.sources.files import FileSource
 from featpipe.types import ImageRef
 
 
-class PathSource(LocalSource):
-    """The given paths in the given order, each once; relative ones start at ``root``."""
+class PathSource(FileSource):
+    """The given paths and addresses in their order, each once; relative ones start at ``root``."""
 
     def __init__(
         self, paths: Sequence[str], *, name: str, location: str, root: Path = Path()
     ) -> None:
         super().__init__(root)
         self.name, self.location = name, location
-        self._paths = list(dict.fromkeys(path.replace(os.sep, "/") for path in paths))
+        self._paths = list(dict.fromkeys(self.named(path.replace(os.sep, "/")) for path in paths))
         if len(self._paths) < len(paths):
             self.notes.append(f"paths listed again: {len(paths) - len(self._paths)}")
 
     def __iter__(self) -> Iterator[ImageRef]:
-        return (self.locate(ImageRef(path)) for path in self._paths)
+        return self.located(map(ImageRef, self._paths))
 
 
 def read_path_list(data: bytes) -> list[str]:

@@ -1,62 +1,13 @@
-"""What the names above an image say of it: class folders, split folders, names of shards."""
+"""What names say where there is no folder to look into: those in archives, those of shards."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-from featpipe._files import printable
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}
-)
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
-NOT_OURS = {"__macosx", "@eadir", "$recycle.bin", "system volume information"}
-"""Folders that systems put beside a person's own; in lower case."""
+from featpipe.sources.naming import SPLITS, Place, root_place
 
 _WORD = re.compile(r"[^\W\d_]+")
-
-
-class Place:
-    """What the folders above an image say of it."""
-
-    __slots__ = ("awaits_split", "label", "split")
-
-    def __init__(
-        self, awaits_split: bool, split: str | None = None, label: str | None = None
-    ) -> None:
-        self.awaits_split, self.split, self.label = awaits_split, split, label
-
-    def below(self, name: str) -> Place:
-        """Return what is known one folder further down."""
-        if self.awaits_split:
-            return Place(False, SPLITS.get(name.lower()))
-        return self if self.label is not None else Place(False, self.split, name)
-
-
-def find_splits(folders: Sequence[str], notes: list[str]) -> bool:
-    """Tell whether the folders in a root are splits, and note those that are not."""
-    named = [name for name in folders if name.lower() in SPLITS]
-    # Two of these names are no chance; one beside other folders is a class of its own.
-    found = bool(named) and (
-        len(named) == len(folders) or len({SPLITS[n.lower()] for n in named}) > 1
-    )
-    others = [name for name in folders if name not in named]
-    if found and others:
-        shown = ", ".join(printable(name) for name in others[:5])
-        notes.append(f"the folders beside {' and '.join(named)} are in no split: {shown}")
-    return found
 
 
 class Tree:
@@ -78,7 +29,7 @@ class Tree:
         while self._is_wrapped(parts):
             self._depth += 1
         tops = sorted({part[self._depth] for part in parts if len(part) > self._depth})
-        self._root = Place(find_splits(tops, self.notes))
+        self._root = root_place(tops, self.notes)
 
     def _is_wrapped(self, parts: set[tuple[str, ...]]) -> bool:
         depth = self._depth

@@ -6,31 +6,34 @@ import csv
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from featpipe import storage
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.sources.base import LocalSource
 from featpipe.sources.cells import as_text
-from featpipe.sources.places import SPLITS
+from featpipe.sources.files import FileSource
+from featpipe.sources.naming import SPLITS
 from featpipe.types import ImageRef
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
-PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "image", "url", "image_url")
 
 
-class TableSource(LocalSource):
+class TableSource(FileSource):
     """The images that a table names, in its order.
 
-    Columns: ``path`` (or ``file_name``, ``filename``, ``file``, ``image``), relative to the
-    table's folder or absolute; ``label``; ``split`` (train, val, test and their usual other
-    names); ``group``. Every further column is kept as a label column of its own.
+    Columns: ``path`` (or ``file_name``, ``filename``, ``file``, ``image``, ``url``), relative to
+    the table's folder, absolute, or an address; ``label``; ``split`` (train, val, test and their
+    usual other names); ``group``. Every further column is kept as a label column of its own.
 
     Parameters
     ----------
-    path : path
-        Of the table.
+    path : path or text
+        Of the table; a text may be an address.
     group : str, optional
         The column that holds the groups, in place of ``group``.
 
@@ -40,11 +43,16 @@ class TableSource(LocalSource):
         When the table cannot be read, has no path column, or gives one path two labels.
     """
 
-    def __init__(self, path: Path, group: str | None = None) -> None:
-        super().__init__(path.parent)
-        self.location = str(path.resolve())
-        self.name = path.stem
-        self._table, self._group = path, group
+    def __init__(self, path: str | os.PathLike[str], group: str | None = None) -> None:
+        text = os.fspath(path)
+        if storage.is_url(text):
+            super().__init__(text.partition("?")[0].rpartition("/")[0])
+            self.location = storage.shown(text)
+            self.name = Path(storage.path_of(text)).stem
+        else:
+            super().__init__(Path(text).parent)
+            self.location, self.name = str(Path(text).resolve()), Path(text).stem
+        self._table, self._group = text, group
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -59,21 +67,26 @@ class TableSource(LocalSource):
 
     def __iter__(self) -> Iterator[ImageRef]:
         self.notes.clear()
+        return self.located(self.rows())
+
+    def rows(self) -> Iterator[ImageRef]:
+        """Yield what the table says; no file is looked at."""
         seen: dict[str, ImageRef] = {}
         repeated = 0
         for number, row in enumerate(read_table(self._table), start=1):
             ref = _as_ref(row, self._table, number, self._group)
+            ref = replace(ref, path=self.named(ref.path))
             if ref.path in seen:
                 _refuse_contradiction(self._table, ref, seen[ref.path])
                 repeated += 1
                 continue
             seen[ref.path] = ref
-            yield self.locate(ref)
+            yield ref
         if repeated:
             self.notes.append(f"rows that name a path again: {repeated}")
 
 
-def read_table(path: Path) -> Iterator[dict[str, str | None]]:
+def read_table(path: str) -> Iterator[dict[str, str | None]]:
     """Yield the rows of a CSV, TSV or Parquet file as text; empty cells are None.
 
     Raises
@@ -85,7 +98,7 @@ def read_table(path: Path) -> Iterator[dict[str, str | None]]:
         yield from _read_parquet(path) if _is_parquet(path) else _read_csv(path)
 
 
-def column_names(path: Path) -> list[str]:
+def column_names(path: str) -> list[str]:
     """Return the names of the columns of a table; errors as of `read_table`."""
     with _reading(path):
         if _is_parquet(path):
@@ -95,13 +108,14 @@ def column_names(path: Path) -> list[str]:
             return _header(text, path)[0]
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() in {".parquet", ".pq"}
+def _is_parquet(path: str) -> bool:
+    name = storage.path_of(path) if storage.is_url(path) else path
+    return name.lower().endswith((".parquet", ".pq"))
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    shown = printable(str(path))
+def _reading(path: str) -> Iterator[None]:
+    shown = printable(storage.shown(path))
     try:
         yield
     except OSError as exc:
@@ -110,20 +124,22 @@ def _reading(path: Path) -> Iterator[None]:
         raise SourceError(f"the table {shown} is damaged: {exc}") from exc
 
 
-def _open_text(path: Path) -> TextIO:
+def _open_text(path: str) -> TextIOWrapper:
     # Spreadsheets begin their CSV files with a byte-order mark; names may be no UTF-8 at all.
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return TextIOWrapper(
+        storage.open_file(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
 
 
-def _header(file: TextIO, path: Path) -> tuple[list[str], str]:
+def _header(file: TextIOWrapper, path: str) -> tuple[list[str], str]:
     """Read the first line: the names of the columns, and what stands between them."""
     header = file.readline()
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    delimiter = "\t" if path.lower().endswith(".tsv") else max(",;\t", key=header.count)
     cells = next(csv.reader([header], delimiter=delimiter), [])
     return [name.strip() for name in cells], delimiter
 
 
-def _read_csv(path: Path) -> Iterator[dict[str, str | None]]:
+def _read_csv(path: str) -> Iterator[dict[str, str | None]]:
     with _open_text(path) as file:
         names, delimiter = _header(file, path)
         for cells in csv.reader(file, delimiter=delimiter):
@@ -140,36 +156,36 @@ def _read_csv(path: Path) -> Iterator[dict[str, str | None]]:
 
 
 @contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
+def _parquet_file(path: str) -> Iterator[Any]:
     import pyarrow as pa  # noqa: PLC0415 - a CSV file needs none of it
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
-        with pq.ParquetFile(path) as file:
+        with storage.open_file(path) as opened, pq.ParquetFile(opened) as file:
             _refuse_bytes(file.schema_arrow, path)
             yield file
     except pa.ArrowException as exc:
         raise ValueError(str(exc).splitlines()[0]) from exc
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, str | None]]:
+def _read_parquet(path: str) -> Iterator[dict[str, str | None]]:
     with _parquet_file(path) as file:
         for batch in file.iter_batches():
             for row in batch.to_pylist():
                 yield {name: as_text(value) for name, value in row.items()}
 
 
-def _refuse_bytes(schema: Any, path: Path) -> None:
+def _refuse_bytes(schema: Any, path: str) -> None:
     for field in schema:
         if str(field.type).startswith(("struct", "binary", "large_binary", "list", "fixed_size")):
             raise SourceError(
-                f"the column {printable(field.name)!r} of {printable(str(path))} holds "
+                f"the column {printable(field.name)!r} of {printable(storage.shown(path))} holds "
                 "bytes or nested values that are no images: leave it out, or name the column of "
                 "the images' bytes 'image'"
             )
 
 
-def path_column(names: Iterable[str], table: Path) -> str:
+def path_column(names: Iterable[str], table: str) -> str:
     """Return the name of the column that holds the paths.
 
     Raises
@@ -182,19 +198,21 @@ def path_column(names: Iterable[str], table: Path) -> str:
     if found is None:
         columns = ", ".join(printable(name) for name in names) or "none"
         raise SourceError(
-            f"the table {printable(str(table))} has no column 'path' (its columns: {columns}): "
-            "name the column that holds the image paths 'path'"
+            f"the table {printable(storage.shown(table))} has no column 'path' (its columns: "
+            f"{columns}): name the column that holds the image paths 'path'"
         )
     return found
 
 
 def _as_ref(
-    row: dict[str, str | None], table: Path, number: int, group: str | None = None
+    row: dict[str, str | None], table: str, number: int, group: str | None = None
 ) -> ImageRef:
     column = path_column(row, table)
     path = row[column]
     if path is None:
-        raise SourceError(f"row {number} of the table {printable(str(table))} names no path")
+        raise SourceError(
+            f"row {number} of the table {printable(storage.shown(table))} names no path"
+        )
     others = {name: value for name, value in row.items() if name != column}
     known = {name.lower(): value for name, value in others.items()}
     own = {"label", "split", "group"} if group is None else {"label", "split"}
@@ -210,23 +228,24 @@ def _as_ref(
     )
 
 
-def _split(text: str | None, table: Path, number: int) -> str | None:
+def _split(text: str | None, table: str, number: int) -> str | None:
     if text is None:
         return None
     split = SPLITS.get(text.lower())
     if split is None:
         raise SourceError(
-            f"row {number} of the table {printable(str(table))} has the split "
+            f"row {number} of the table {printable(storage.shown(table))} has the split "
             f"{printable(text)!r}: it can be train, val or test"
         )
     return split
 
 
-def _refuse_contradiction(table: Path, ref: ImageRef, former: ImageRef) -> None:
+def _refuse_contradiction(table: str, ref: ImageRef, former: ImageRef) -> None:
     for what in ("label", "split", "group"):
         one, two = getattr(former, what), getattr(ref, what)
         if one != two:
             raise SourceError(
-                f"the table {printable(str(table))} gives {printable(ref.path)} two {what}s, "
-                f"{printable(str(one))!r} and {printable(str(two))!r}: keep one of the rows"
+                f"the table {printable(storage.shown(table))} gives {printable(ref.path)} two "
+                f"{what}s, {printable(str(one))!r} and {printable(str(two))!r}: keep one of the "
+                "rows"
             )

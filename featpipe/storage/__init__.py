@@ -6,21 +6,31 @@ alone (environment, profiles, instance roles); none of them reaches a record or 
 can be tried again is tried again; what then fails is an OSError with one sentence.
 """
 
-from featpipe.storage.addresses import is_url, joined, shown, without_secrets
-from featpipe.storage.faults import StorageError, StorageGoneError
+from featpipe.storage.addresses import (
+    has_folders,
+    is_url,
+    joined,
+    path_of,
+    shown,
+    without_secrets,
+)
+from featpipe.storage.faults import StorageError, StorageGoneError, until
 from featpipe.storage.reading import Entry, list_folder, look_at, open_file, read_file, read_range
 
 __all__ = [
     "Entry",
     "StorageError",
     "StorageGoneError",
+    "has_folders",
     "is_url",
     "joined",
     "list_folder",
     "look_at",
     "open_file",
+    "path_of",
     "read_file",
     "read_range",
     "shown",
+    "until",
     "without_secrets",
 ]

@@ -51,6 +51,20 @@ def scheme_of(url: str) -> str:
     return scheme
 
 
+def has_folders(url: str) -> bool:
+    """Tell whether what is behind an address can be listed."""
+    return scheme_of(url) not in {"http", "https"}
+
+
+def path_of(url: str) -> str:
+    """Return the path in an address, without query and fragment.
+
+    >>> path_of("https://example.org/photos/1.jpg?size=2")
+    '/photos/1.jpg'
+    """
+    return urlsplit(url).path if not has_folders(url) else _after_host(url)
+
+
 def joined(root: str, name: str) -> str:
     """Return the address of ``name`` below ``root``.
 

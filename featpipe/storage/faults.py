@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, local
 from typing import TypeVar
 
 from featpipe.storage.addresses import without_secrets
@@ -51,6 +53,9 @@ _NO_CREDENTIALS = frozenset(
 )
 
 
+_local = local()
+
+
 class StorageError(OSError):
     """Something behind an address cannot be had; the message is one sentence without secrets."""
 
@@ -65,6 +70,16 @@ def patience() -> float:
         return max(float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_SECONDS)), 0.0)
     except ValueError:
         return _PATIENCE_SECONDS
+
+
+@contextmanager
+def until(ended: Event) -> Iterator[None]:
+    """Let this thread ask again only as long as ``ended`` is not set."""
+    _local.ended = ended
+    try:
+        yield
+    finally:
+        del _local.ended
 
 
 def tried(action: Callable[[], T], place: str) -> T:
@@ -89,14 +104,19 @@ def tried(action: Callable[[], T], place: str) -> T:
     from tenacity import (  # noqa: PLC0415 - comes with the extras that read addresses
         Retrying,
         retry_if_exception,
+        sleep_using_event,
         stop_after_delay,
+        stop_when_event_set,
         wait_random_exponential,
     )
+
+    ended: Event = getattr(_local, "ended", None) or Event()
 
     attempts = Retrying(
         retry=retry_if_exception(is_passing),
         wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT),
-        stop=stop_after_delay(patience()),
+        stop=stop_after_delay(patience()) | stop_when_event_set(ended),
+        sleep=sleep_using_event(ended),
         reraise=True,
     )
     try:
@@ -107,6 +127,7 @@ def tried(action: Callable[[], T], place: str) -> T:
 
 def is_passing(error: BaseException) -> bool:
     """Tell whether the same request may succeed a little later."""
+    error = _unwrapped(error)
     if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
         return False
     if isinstance(error, TimeoutError | ConnectionError | asyncio.TimeoutError):
@@ -119,8 +140,9 @@ def is_passing(error: BaseException) -> bool:
     return any(base.__name__ in _PASSING_NAMES for base in type(error).__mro__)
 
 
-def translated(error: Exception, place: str) -> OSError:
+def translated(error: BaseException, place: str) -> OSError:
     """Return a foreign error as one of ours, which is an OSError."""
+    error = _unwrapped(error)
     said = without_secrets(_said(error))
     status = getattr(error, "status", None)
     result: OSError = StorageError(f"{place} cannot be read or written ({said})")
@@ -139,7 +161,15 @@ def translated(error: Exception, place: str) -> OSError:
     return result
 
 
-def _said(error: Exception) -> str:
+def _unwrapped(error: BaseException) -> BaseException:
+    """Return the refusal or the silence behind what fsspec calls a file that is not there."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None:
+        return error
+    return cause if is_passing(cause) or hasattr(cause, "status") else error
+
+
+def _said(error: BaseException) -> str:
     """Return what an error says, in one line; some of them say nothing but their name."""
     status, message = getattr(error, "status", None), getattr(error, "message", None)
     if isinstance(status, int) and message:

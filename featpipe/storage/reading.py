@@ -172,13 +172,20 @@ def filesystem(url: str) -> tuple[Any, str]:
     import fsspec  # noqa: PLC0415 - an extra
 
     system, path = fsspec.core.url_to_fs(url, **_options(scheme))
+    if scheme == "s3":
+        # Waiting is left to `tried`, which knows for how long and when to stop.
+        system.retries = 1
     return system, str(path)
 
 
 def _options(scheme: str) -> dict[str, Any]:
     """Return time-outs, and no memory of listings: a bucket changes while a process lives."""
     if scheme == "s3":
-        config = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS}
+        config = {
+            "connect_timeout": _CONNECT_SECONDS,
+            "read_timeout": _READ_SECONDS,
+            "retries": {"max_attempts": 1},
+        }
         return {"config_kwargs": config, "use_listings_cache": False}
     if scheme in {"http", "https"}:
         import aiohttp  # noqa: PLC0415 - an extra

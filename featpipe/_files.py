@@ -247,20 +247,35 @@ _UMASK = _read_umask()
 
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` atomically by ``value`` as indented JSON with a final newline."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    data = json_bytes(value)
     with atomic_file(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+        file.write(data)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return ``value`` as indented JSON with a final newline."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_json(path: Path, error: Callable[[str], FeatpipeError]) -> dict[str, Any]:
     """Read a JSON object, or raise ``error`` with a sentence that names the file."""
     shown = printable(str(path))
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError as exc:
         raise error(f"{shown} is missing") from exc
     except OSError as exc:
         raise error(f"cannot read {shown}: {exc.strerror or exc}") from exc
+    except ValueError as exc:  # the path of a stranger may be none
+        raise error(f"cannot read {shown}: {exc}") from exc
+    return json_object(data, shown, error)
+
+
+def json_object(data: bytes, shown: str, error: Callable[[str], FeatpipeError]) -> dict[str, Any]:
+    """Return the JSON object that ``data`` holds, or raise ``error``, which names ``shown``."""
+    try:
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as exc:
         raise error(f"{shown} is damaged: it is not valid JSON") from exc
     if not isinstance(value, dict):

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featpipe._files import KEY_BYTES, atomic_file, printable
+from featpipe._files import KEY_BYTES, printable
 from featpipe.backbones import Backbone, list_backbones, load_backbone
 from featpipe.backbones.random_weights import randomise
 from featpipe.embedding import stream
-from featpipe.errors import FeatpipeError, WriteError
+from featpipe.errors import FeatpipeError, StoreError, WriteError
 from featpipe.quality.looks import source_of
 from featpipe.store import EmbeddingStore
 from featpipe.types import ImageRef, Key, Progress, ProgressCallback
@@ -49,7 +49,7 @@ def features(
     FeatpipeError
         When there is no such backbone here, or none of its weights can be drawn.
     """
-    file, width = store.path / _FILES[name], _WIDTHS.get(name, store.dimension)
+    file, width = _FILES[name], _WIDTHS.get(name, store.dimension)
     known = _read(file, store, width)
     missing = [row for row in rows.tolist() if store.keys[row] not in known]
     if missing:
@@ -99,10 +99,10 @@ def _backbone(store: EmbeddingStore, name: str, folder: Path) -> Backbone:
     return randomise(backbone, folder / "random.onnx")
 
 
-def _read(path: Path, store: EmbeddingStore, width: int) -> dict[Key, Floats]:
+def _read(name: str, store: EmbeddingStore, width: int) -> dict[Key, Floats]:
     """Return what was computed before; nothing where it cannot be used."""
     try:
-        with pa.OSFile(str(path)) as file:
+        with store.folder.opened(name) as file:
             opened = pq.ParquetFile(file)
             # Before anything is read: a small file may hold very much.
             if not opened.schema_arrow.equals(_schema(store, width), check_metadata=True):
@@ -110,7 +110,7 @@ def _read(path: Path, store: EmbeddingStore, width: int) -> dict[Key, Floats]:
             if opened.metadata.num_rows * (4 * width + KEY_BYTES) > _MOST_BYTES:
                 return {}
             table = opened.read()
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, StoreError):
         return {}
     if not len(table):
         return {}
@@ -121,13 +121,13 @@ def _read(path: Path, store: EmbeddingStore, width: int) -> dict[Key, Floats]:
     return dict(zip(keys.to_pylist(), values.reshape(len(keys), width), strict=True))
 
 
-def _write(path: Path, known: dict[Key, Floats], store: EmbeddingStore) -> None:
+def _write(name: str, known: dict[Key, Floats], store: EmbeddingStore) -> None:
     vectors = np.stack(list(known.values()))
     schema = _schema(store, vectors.shape[1])
     values = pa.array(vectors.ravel())
     lists = pa.FixedSizeListArray.from_arrays(values, type=schema.field("vector").type)
     table = pa.table([pa.array(list(known), pa.binary(KEY_BYTES)), lists], schema=schema)
-    with atomic_file(path) as file:
+    with store.folder.written(name) as file:
         pq.write_table(table, file, compression="zstd")
 
 

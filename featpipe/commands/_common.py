@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,30 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _StorePlace(click.Path):
+    """A folder of this machine as a path; an address as the text that it is."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Return a path, or an address."""
+        from featpipe.storage import is_url
+
+        if isinstance(value, str) and is_url(value):
+            return value
+        return super().convert(value, param, ctx)
+
+
+STORE = _StorePlace()
+"""Type of an argument that names a store, here or in a bucket."""
 
 
 def say(message: str) -> None:

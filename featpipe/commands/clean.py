@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from featpipe._files import atomic_file, guard_cell, printable
-from featpipe.commands._common import debug_option, print_json, progress_display, say
+from featpipe.commands._common import STORE, debug_option, print_json, progress_display, say
 
 if TYPE_CHECKING:
     from featpipe.quality import Cleaning
@@ -37,7 +37,7 @@ _KINDS = (
 
 
 @click.command(context_settings=_HELP)
-@click.argument("store", required=False, type=click.Path(path_type=Path))
+@click.argument("store", required=False, type=STORE)
 @click.option(
     "--head",
     type=click.Choice(_HEADS),
@@ -88,7 +88,7 @@ _KINDS = (
 @click.pass_context
 def clean(
     context: click.Context,
-    store: Path | None,
+    store: Path | str | None,
     head: str,
     target: str | None,
     show_all: bool,
@@ -138,7 +138,7 @@ def clean(
         _list(found, opened, rm_list, kinds or TAKEN, null)
 
 
-def _opened(store: Path | None) -> EmbeddingStore:
+def _opened(store: Path | str | None) -> EmbeddingStore:
     from featpipe.store import EmbeddingStore, newest_store
 
     if store is not None:

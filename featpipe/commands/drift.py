@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
-from featpipe.commands._common import debug_option, print_json, probability, say
+from featpipe.commands._common import STORE, debug_option, print_json, probability, say
 
 _TESTS = ("unknown", "strangeness", "rates", "confidence", "vectors")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("head", type=click.Path(path_type=Path))
-@click.argument("incoming", metavar="STORE|SCORES", type=click.Path(path_type=Path))
+@click.argument("incoming", metavar="STORE|SCORES", type=STORE)
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=STORE,
     metavar="STORE|SCORES",
     help="Compare with these images, which were found in order, not with those of training.",
 )
@@ -44,8 +44,8 @@ _TESTS = ("unknown", "strangeness", "rates", "confidence", "vectors")
 @debug_option
 def drift(
     head: Path,
-    incoming: Path,
-    baseline: Path | None,
+    incoming: Path | str,
+    baseline: Path | str | None,
     split: str | None,
     skip: tuple[str, ...],
     alpha: float,

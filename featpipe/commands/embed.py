@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featpipe.commands._common import (
+    STORE,
     debug_option,
     device_options,
     models_dir_option,
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=STORE,
     metavar="STORE",
-    help="Where the vectors go. [default: embeddings/<source>-<model>/]",
+    help="Where the vectors go: a folder, or s3://bucket/folder. "
+    "[default: embeddings/<source>-<model>/]",
 )
 @click.option("--labels", type=click.Path(path_type=Path), metavar="TABLE", help="CSV or Parquet.")
 @click.option(
@@ -53,7 +55,7 @@ def embed(
     source: str,
     model: str | None,
     models_dir: Path | None,
-    output: Path | None,
+    output: Path | str | None,
     labels: Path | None,
     group: str | None,
     device: str,

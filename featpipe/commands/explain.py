@@ -9,6 +9,7 @@ import click
 
 from featpipe._files import printable
 from featpipe.commands._common import (
+    STORE,
     debug_option,
     device_options,
     models_dir_option,
@@ -42,7 +43,7 @@ _SUFFIXES = (".png", ".html", ".htm")
 @click.option("--json", "as_json", is_flag=True, help="Print maps and figures as JSON.")
 @click.option(
     "--store",
-    type=click.Path(path_type=Path),
+    type=STORE,
     metavar="DIR",
     help="Where the nearest training images are looked for. [default: what the head was fitted on]",
 )
@@ -63,7 +64,7 @@ def explain(
     head: Path | None,
     output: Path | None,
     as_json: bool,
-    store: Path | None,
+    store: Path | str | None,
     nearest: int,
     model: str | None,
     models_dir: Path | None,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featpipe._files import printable, slug
-from featpipe.commands._common import check_page, debug_option, print_json, progress_display, say
+from featpipe.commands._common import (
+    STORE,
+    check_page,
+    debug_option,
+    print_json,
+    progress_display,
+    say,
+)
 
 if TYPE_CHECKING:
     from featpipe.evaluation import HeadComparison
@@ -20,7 +27,7 @@ _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
 
 
 @click.command(context_settings=_HELP)
-@click.argument("store", required=False, type=click.Path(path_type=Path))
+@click.argument("store", required=False, type=STORE)
 @click.option(
     "--head",
     "name",
@@ -73,7 +80,7 @@ _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 @debug_option
 def fit(
-    store: Path | None,
+    store: Path | str | None,
     name: str,
     output: Path | None,
     target: str | None,
@@ -127,7 +134,7 @@ def fit(
 
 def default_head(store: EmbeddingStore, name: str) -> Path:
     """Return ``heads/<store>-<head>``."""
-    return Path("heads") / f"{slug(store.path.resolve().name, 'store')}-{name}"
+    return Path("heads") / f"{slug(store.name, 'store')}-{name}"
 
 
 def fit_json(head: Head, path: Path) -> dict[str, Any]:
@@ -207,7 +214,7 @@ def _probabilities(head: Head) -> str:
 
 @click.command(context_settings=_HELP)
 @click.argument("head", type=click.Path(path_type=Path))
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test", "all"]),
@@ -222,7 +229,7 @@ def _probabilities(head: Head) -> str:
 )
 @click.option(
     "--against-store",
-    type=click.Path(path_type=Path),
+    type=STORE,
     metavar="STORE2",
     help="Vectors of the same images for HEAD2, where it is of another backbone.",
 )
@@ -241,11 +248,11 @@ def _probabilities(head: Head) -> str:
 @debug_option
 def evaluate(
     head: Path,
-    store: Path,
+    store: Path | str,
     split: str | None,
     target: str | None,
     against: Path | None,
-    against_store: Path | None,
+    against_store: Path | str | None,
     check: bool,
     as_json: bool,
     plot: Path | None,

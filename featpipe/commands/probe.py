@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from featpipe.commands._common import debug_option, print_json, progress_display, say
+from featpipe.commands._common import STORE, debug_option, print_json, progress_display, say
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _HEADS = ("logreg", "svm", "svm-rbf", "knn", "ridge", "lda", "centroid")
@@ -30,7 +30,7 @@ def _numbers(
 
 
 @click.command(context_settings=_HELP)
-@click.argument("store", required=False, type=click.Path(path_type=Path))
+@click.argument("store", required=False, type=STORE)
 @click.option("--protocol", type=click.Choice(_PROTOCOLS), help="What measures the vectors.")
 @click.option(
     "--shots",
@@ -48,7 +48,7 @@ def _numbers(
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 @debug_option
 def probe(
-    store: Path | None,
+    store: Path | str | None,
     protocol: str | None,
     shots: tuple[int, ...] | None,
     repeats: int | None,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from featpipe.commands._common import check_page, debug_option, progress_display, say
+from featpipe.commands._common import STORE, check_page, debug_option, progress_display, say
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("head", type=click.Path(path_type=Path))
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 @click.option(
     "-o",
     "--output",
@@ -20,7 +20,7 @@ from featpipe.commands._common import check_page, debug_option, progress_display
     help="The page. [default: <head>.html, beside the head]",
 )
 @debug_option
-def report(head: Path, store: Path, output: Path | None) -> None:
+def report(head: Path, store: Path | str, output: Path | None) -> None:
     """Write a page on HEAD and the images in STORE, which it was fitted on.
 
     One file that opens offline: figures with their intervals, what the head takes for what,

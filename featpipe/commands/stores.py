@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featpipe._files import printable
-from featpipe.commands._common import debug_option, print_json, say
+from featpipe.commands._common import STORE, debug_option, print_json, say
 
 if TYPE_CHECKING:
     from featpipe.store import EmbeddingStore
@@ -18,11 +17,11 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.command(context_settings=_HELP)
-@click.argument("store", required=False, type=click.Path(path_type=Path))
+@click.argument("store", required=False, type=STORE)
 @click.option("--verify", is_flag=True, help="Read every byte and compare it with its digest.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @debug_option
-def info(store: Path | None, verify: bool, as_json: bool) -> int:
+def info(store: Path | str | None, verify: bool, as_json: bool) -> int:
     """Describe STORE: images, labels, splits, failures, backbone, size.
 
     Without STORE, the newest under embeddings/. With --verify the exit code is 7 where a
@@ -46,8 +45,6 @@ def describe(store: EmbeddingStore) -> dict[str, Any]:
     """Return what ``featpipe info --json`` prints."""
     from featpipe.store import disk_usage
 
-    labels = Counter(label for label in store.labels("label") if label is not None)
-    splits = Counter(split for split in store.splits if split is not None)
     return {
         "store": str(store.path),
         "source": store.source,
@@ -58,11 +55,11 @@ def describe(store: EmbeddingStore) -> dict[str, Any]:
         "engines": [dict(engine) for engine in store.manifest.engines],
         "images": len(store.index),
         "vectors": len(store),
-        "distinct_contents": len(set(store.keys)),
-        "labels": {printable(name): count for name, count in sorted(labels.items())},
+        "distinct_contents": store.distinct_contents,
+        "labels": {printable(name): count for name, count in store.counts("label").items()},
         "label_columns": store.label_columns,
-        "splits": dict(sorted(splits.items())),
-        "groups": len(set(store.groups if store.groups is not None else ()) - {None}),
+        "splits": store.counts("split"),
+        "groups": len(store.counts("group")),
         "group_column": store.manifest.group,
         "bytes": disk_usage(store.path),
         "failures": [
@@ -106,10 +103,10 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 @click.command(context_settings=_HELP)
-@click.argument("output", type=click.Path(path_type=Path))
-@click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("output", type=STORE)
+@click.argument("stores", nargs=-1, required=True, type=STORE)
 @debug_option
-def merge(output: Path, stores: tuple[Path, ...]) -> None:
+def merge(output: Path | str, stores: tuple[Path | str, ...]) -> None:
     """Join STORES of one backbone into OUTPUT."""
     from featpipe.store import merge_stores
 
@@ -119,9 +116,9 @@ def merge(output: Path, stores: tuple[Path, ...]) -> None:
 
 
 @click.command(context_settings=_HELP)
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 @debug_option
-def gc(store: Path) -> None:
+def gc(store: Path | str) -> None:
     """Drop the vectors in STORE that no image refers to, and join its small parts."""
     from featpipe.store import collect_garbage
 
@@ -130,10 +127,10 @@ def gc(store: Path) -> None:
 
 
 @click.command("to-parquet", context_settings=_HELP)
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 @click.argument("output", type=click.Path(path_type=Path))
 @debug_option
-def to_parquet(store: Path, output: Path) -> None:
+def to_parquet(store: Path | str, output: Path) -> None:
     """Write the vectors and labels of STORE as one Parquet file, OUTPUT."""
     from featpipe.store import EmbeddingStore, write_parquet
 

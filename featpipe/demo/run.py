@@ -151,7 +151,7 @@ def _compare(
     for name in reversed(HEADS):
         head = fit(store, name, cv=FOLDS, baselines=False)
         raw = fit(baseline, name, cv=FOLDS, check=False)
-        path = folder / f"{store.path.name}-{name}"
+        path = folder / f"{store.name}-{name}"
         head.save(path)
         comparisons.insert(0, Comparison(name, _accuracy(head), _accuracy(raw)))
         tell("head", f"{name} tuned on vectors and on raw pixels → {_shown(path)}")

@@ -24,8 +24,10 @@ from featpipe.store import (
     EmbeddingStore,
     Index,
     Manifest,
+    Place,
     StoreWriter,
     index_conflicts,
+    located,
 )
 from featpipe.types import Progress, ProgressCallback
 
@@ -163,8 +165,9 @@ def embed(
     model : str, path or Backbone, optional
         Name or ``.onnx`` file of the backbone; the built-in one by default. A network of
         torchvision or timm is exported the first time that it is named.
-    output : path, optional
-        The store's folder; ``embeddings/<source>-<model>/`` by default.
+    output : path, or address as a text, optional
+        The store's folder, on this machine or in a bucket (``s3://bucket/stores/photos``);
+        ``embeddings/<source>-<model>/`` by default.
     labels : path, optional
         A table with labels for the images.
     group : str, optional
@@ -214,11 +217,12 @@ def run_embedding(
     options = options or EmbedOptions()
     opened = open_source(source, labels, group or None)
     backbone = model if isinstance(model, Backbone) else load_backbone(model, options.models_dir)
-    path = Path(output) if output is not None else default_store(opened, backbone)
-    former = Manifest.read(path) if (path / "store.json").exists() else None
+    path = default_store(opened, backbone) if output is None else located(output)
+    former = Manifest.find(path)
     dtype = options.dtype or (former.dtype if former else "float32")
-    _refuse_other_source(path, opened, explicit=not options.prune)
-    session = None if _can_wait(path, options) else _open_session(backbone, options)
+    if options.prune:
+        _refuse_other_source(path, opened, former)
+    session = None if _can_wait(former, options) else _open_session(backbone, options)
     opened, column, told = _grouped(opened, group, former.group if former else None)
     manifest = Manifest(backbone.card.to_json(), dtype, opened.location, (), column)
     with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
@@ -246,14 +250,14 @@ def _grouped(
     return source, former, [missing]
 
 
-def _can_wait(path: Path, options: EmbedOptions) -> bool:
+def _can_wait(former: Manifest | None, options: EmbedOptions) -> bool:
     """Tell whether a device is needed only if something turns out to be computed.
 
     What is asked for by name is had, or the run fails before it lists anything; and a run that
     fails at its device leaves no new store behind.
     """
     is_sure = (options.device, options.precision) in _SURE
-    return is_sure and (path / "store.json").exists()
+    return is_sure and former is not None
 
 
 def _open_session(backbone: Backbone, options: EmbedOptions) -> Session:
@@ -265,11 +269,11 @@ def default_store(source: Source, backbone: Backbone) -> Path:
     return DEFAULT_FOLDER / f"{slug(source.name, 'images')}-{backbone.card.name}"
 
 
-def _refuse_other_source(path: Path, source: Source, *, explicit: bool) -> None:
+def _refuse_other_source(path: Place, source: Source, found: Manifest | None) -> None:
     """Keep a store from being overwritten by a namesake of its source."""
-    if explicit or not (path / "store.json").exists():
+    if found is None:
         return
-    former = Manifest.read(path).source
+    former = found.source
     # A merged store has several sources, which no single one may replace.
     if former != source.location and (MERGED in former or os.path.exists(former)):
         raise StoreError(

@@ -28,7 +28,7 @@ from featpipe.monitoring.samples import (
     rates_differ,
 )
 from featpipe.monitoring.vectors import told_apart, training_vectors
-from featpipe.store import EmbeddingStore
+from featpipe.store import EmbeddingStore, located
 
 ALPHA = 0.001
 """A job that runs every night alarms for nothing less than once in two and a half years."""
@@ -119,7 +119,7 @@ def _check(skip: Collection[str], alpha: float) -> None:
 
 
 def _observed(head: Head, asked: Asked, split: str | None, seed: int) -> Observed:
-    if isinstance(asked, EmbeddingStore) or Path(asked).is_dir():
+    if isinstance(asked, EmbeddingStore) or _is_store(asked):
         store = asked if isinstance(asked, EmbeddingStore) else EmbeddingStore.open(asked)
         require_same_backbone(head, store)
         return observe_store(head, store, split=split, seed=seed)
@@ -142,6 +142,11 @@ def _observed(head: Head, asked: Asked, split: str | None, seed: int) -> Observe
             f"{printable(str(path))} knows no splits: leave out --split, or give the store"
         )
     return read_scores(path, head.classes)
+
+
+def _is_store(asked: str | os.PathLike[str]) -> bool:
+    """Tell a store from a file of scores, which lies on this machine."""
+    return isinstance(located(asked), str) or Path(asked).is_dir()
 
 
 def _report(sides: _Sides, head: object, skip: Collection[str], alpha: float) -> DriftReport:

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.fft import dctn
 
-from featpipe._files import KEY_BYTES, atomic_file, content_key
+from featpipe._files import KEY_BYTES, content_key
 from featpipe._threads import Threads, threads
-from featpipe.errors import SourceError, WriteError
+from featpipe.errors import SourceError, StoreError, WriteError
 from featpipe.images import decode_image
 from featpipe.sources import LocalSource, Source, open_source
 from featpipe.store import EmbeddingStore
@@ -221,13 +221,13 @@ def _mapped(
 def _read(store: EmbeddingStore) -> dict[Key, Look]:
     """Return what was found before; nothing where it cannot be used."""
     try:
-        with pa.OSFile(str(store.path / FILE_NAME)) as file:
+        with store.folder.opened(FILE_NAME) as file:
             opened = pq.ParquetFile(file)
             # Images may have left the store since; many more than there are is no record of ours.
             if opened.metadata.num_rows > _MOST_ROWS + 10 * len(store):
                 return {}
             table = opened.read()
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, StoreError):
         return {}
     if not table.schema.equals(_SCHEMA, check_metadata=True):
         return {}
@@ -244,5 +244,5 @@ def _write(store: EmbeddingStore, known: dict[Key, Look]) -> None:
     kept = {key: known[key] for key in dict.fromkeys(store.keys) if key in known}
     columns = [list(kept), *(list(column) for column in zip(*kept.values(), strict=True))]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
-    with atomic_file(store.path / FILE_NAME) as file:
+    with store.folder.written(FILE_NAME) as file:
         pq.write_table(pa.table(arrays, schema=_SCHEMA), file, compression="zstd")

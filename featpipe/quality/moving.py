@@ -83,7 +83,8 @@ def move(
     choice = choose(cleaning, store, kinds, progress=progress)
     folder = Path(os.path.realpath(directory))
     _require_apart(choice.root, folder)
-    if not are_apart(Path(os.path.realpath(store.path)), folder):
+    lies_here = isinstance(store.path, Path)
+    if lies_here and not are_apart(Path(os.path.realpath(store.path)), folder):
         raise WriteError(
             f"cannot move images to {show_path(folder)}: it lies in the store, or around it; give "
             "a folder apart from it"

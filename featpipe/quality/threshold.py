@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from featpipe._files import atomic_file, content_key
+from featpipe._files import content_key
 from featpipe.backbones import Backbone, list_backbones, load_backbone
-from featpipe.errors import FeatpipeError, WriteError
+from featpipe.errors import FeatpipeError, StoreError, WriteError
 from featpipe.images import decode_image
 from featpipe.quality.looks import bytes_of, differing_bits, first_rows, look, source_of
 from featpipe.sources import Source
@@ -97,7 +97,7 @@ def threshold_for(
         return DEFAULT
     if found.copies:
         content = {"sample": _digest(store, sample), **asdict(found)}
-        with suppress(WriteError), atomic_file(store.path / FILE_NAME) as file:
+        with suppress(WriteError), store.folder.written(FILE_NAME) as file:
             file.write(json.dumps(content).encode())
     return found
 
@@ -170,15 +170,15 @@ def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 def _read(store: EmbeddingStore, digest: str) -> Threshold | None:
     """Return what was measured on the same images before, as far as it can be true."""
-    path = store.path / FILE_NAME
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            return None
-        content = json.loads(path.read_bytes())
+        with store.folder.opened(FILE_NAME) as file:
+            if file.size() > _LARGEST_FILE:
+                return None
+            content = json.loads(file.read())
         found = Threshold(float(content["cosine"]), int(content["bits"]), int(content["copies"]))
         if content["sample"] != digest:
             return None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (StoreError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     is_possible = _FLOOR <= found.cosine <= 1 and 0 <= found.bits <= _MOST_BITS
     return found if is_possible and found.copies > 0 else None

@@ -16,11 +16,13 @@ from featpipe.storage.addresses import (
 )
 from featpipe.storage.faults import StorageError, StorageGoneError, until
 from featpipe.storage.reading import Entry, list_folder, look_at, open_file, read_file, read_range
+from featpipe.storage.writing import delete_file, write_file
 
 __all__ = [
     "Entry",
     "StorageError",
     "StorageGoneError",
+    "delete_file",
     "has_folders",
     "is_url",
     "joined",
@@ -33,4 +35,5 @@ __all__ = [
     "shown",
     "until",
     "without_secrets",
+    "write_file",
 ]

@@ -78,12 +78,17 @@ def list_folder(place: str) -> list[Entry]:
     return sorted(inside, key=lambda entry: entry.name)
 
 
-def read_file(place: str) -> bytes:
-    """Return all bytes of a file; errors as of `look_at`."""
+def read_file(place: str, *, is_large: bool = False) -> bytes:
+    """Return all bytes of a file, in one request; errors as of `look_at`.
+
+    ``is_large`` allows its size to be asked for first, and pieces to be fetched side by side.
+    """
     if not is_url(place):
         return Path(place).read_bytes()
     system, path = filesystem(place)
-    data: bytes = tried(lambda: system.cat_file(path), shown(place))
+    # s3fs asks for the size of every file unless it is told to fetch it as one piece.
+    options = {"max_concurrency": 1} if scheme_of(place) == "s3" and not is_large else {}
+    data: bytes = tried(lambda: system.cat_file(path, **options), shown(place))
     return data
 
 
@@ -181,11 +186,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 def _options(scheme: str) -> dict[str, Any]:
     """Return time-outs, and no memory of listings: a bucket changes while a process lives."""
     if scheme == "s3":
-        config = {
-            "connect_timeout": _CONNECT_SECONDS,
-            "read_timeout": _READ_SECONDS,
-            "retries": {"max_attempts": 1},
-        }
+        # `tried` asks again, and knows for how long.
+        once = {"total_max_attempts": 1}
+        times = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS}
+        config = {**times, "retries": once}
         return {"config_kwargs": config, "use_listings_cache": False}
     if scheme in {"http", "https"}:
         import aiohttp  # noqa: PLC0415 - an extra

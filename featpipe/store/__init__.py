@@ -1,6 +1,7 @@
 """Vectors on disk: immutable parts, one index, nothing that a crash can break."""
 
 from featpipe.store.conflicts import index_conflicts, label_conflicts, repeated_keys
+from featpipe.store.folder import Place, located
 from featpipe.store.index import Index
 from featpipe.store.maintenance import (
     collect_garbage,
@@ -22,12 +23,14 @@ __all__ = [
     "Manifest",
     "Outcome",
     "Outcomes",
+    "Place",
     "Places",
     "StoreWriter",
     "collect_garbage",
     "disk_usage",
     "index_conflicts",
     "label_conflicts",
+    "located",
     "merge_stores",
     "newest_store",
     "repeated_keys",

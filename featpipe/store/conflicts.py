@@ -31,17 +31,19 @@ def label_conflicts(images: Iterable[tuple[Key | None, str, str | None]]) -> lis
     """
     first: dict[Key, tuple[str, str]] = {}
     clashes: list[str] = []
+    count = 0
     for key, path, label in images:
         if key is None or label is None:
             continue
         other_path, other_label = first.setdefault(key, (path, label))
         if other_label != label:
-            pair = f"{_named(other_path, other_label)} = {_named(path, label)}"
-            clashes.append(pair)
-    if not clashes:
+            count += 1
+            if count <= _SHOWN:
+                clashes.append(f"{_named(other_path, other_label)} = {_named(path, label)}")
+    if not count:
         return []
-    more = f" and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
-    shown = "; ".join(clashes[:_SHOWN])
+    more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
+    shown = "; ".join(clashes)
     return [f"equal images under two labels: {shown}{more}: correct one label"]
 
 
@@ -66,7 +68,7 @@ def index_conflicts(index: Index) -> list[str]:
 
 def _suspects(index: Index) -> NDArray[np.int64]:
     """Return the rows whose content stands under two labels: all of them, and hardly another."""
-    key, label = index.table.column("key"), index.table.column("label")
+    key, label = index.column("key"), index.column("label")
     names = pc.unique(label.drop_null())
     if len(names) < 2:
         return np.empty(0, dtype=np.int64)
@@ -88,8 +90,11 @@ def _repeated(halves: NDArray[np.uint64], is_named: NDArray[np.bool_]) -> NDArra
     ordered = halves[is_named]
     ordered.sort()
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    is_repeated = np.isin(halves, repeated) if len(repeated) else np.zeros(1, dtype=bool)
-    return np.flatnonzero(is_repeated & is_named)
+    if not len(repeated):
+        return np.empty(0, dtype=np.int64)
+    # Not `isin`, which would sort all of them: those that are repeated are few.
+    nearest = repeated[np.minimum(np.searchsorted(repeated, halves), len(repeated) - 1)]
+    return np.flatnonzero((nearest == halves) & is_named)
 
 
 def _named(path: str, label: str) -> str:

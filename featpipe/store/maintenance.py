@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from featpipe._files import atomic_file, printable
+from featpipe._files import KEY_BYTES, atomic_file, printable
 from featpipe.errors import StoreError
 from featpipe.store import parts
+from featpipe.store.folder import Place, at_once, folder_of, located
 from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
 from featpipe.store.manifest import MERGED
-from featpipe.store.places import Places
+from featpipe.store.places import Places, by_part, firsts, words
 from featpipe.store.store import EmbeddingStore
 from featpipe.store.writer import PART_ROWS, StoreWriter
-from featpipe.types import Key
 
 _TABLE_ROWS = 4096
 
@@ -43,7 +45,7 @@ def verify_store(store: EmbeddingStore) -> list[str]:
         One sentence for every damaged file; empty where all is well.
     """
     numbers = parts.list_parts(store.path)
-    problems = [problem for n in numbers if (problem := parts.check_digest(store.path, n))]
+    problems = [problem for problem in parts.check_digests(store.path, numbers) if problem]
     problems.extend(_misplaced(store, set(numbers)))
     referred = {int(n) for n in np.unique(store.index.integers("part")) if n >= 0}
     problems.extend(
@@ -55,76 +57,80 @@ def verify_store(store: EmbeddingStore) -> list[str]:
 
 def _misplaced(store: EmbeddingStore, numbers: set[int]) -> list[str]:
     """Compare where the index says that a content lies with the keys of the parts."""
-    index = store.index
-    held = {number: parts.read_keys(store.path, number) for number in numbers}
-    places = zip(index.integers("part").tolist(), index.integers("row").tolist(), strict=True)
-    wrong = sum(
-        part in held and (row >= len(held[part]) or held[part][row] != key)
-        for key, (part, row) in zip(index.values("key"), places, strict=True)
-    )
+    index, held = store.index, _places(store.path, sorted(numbers))
+    part, row = index.integers("part"), index.integers("row")
+    is_right = held.are_at(index.keys(), part, row) & index.has_value("key")
+    wrong = np.count_nonzero(np.isin(part, list(numbers)) & ~is_right)
     if not wrong:
         return []
-    path = printable(str(store.path / INDEX_NAME))
+    path = printable(str(folder_of(store.path).place(INDEX_NAME)))
     return [f"{path} is damaged ({wrong} rows lead to another vector): run `featpipe embed` again"]
 
 
-def collect_garbage(path: Path) -> Collected:
+def collect_garbage(place: str | os.PathLike[str]) -> Collected:
     """Drop the vectors that no image of the index refers to, and join small parts.
 
-    A reader that is at work meanwhile may have to open the store again.
+    A reader that is at work meanwhile may have to open the store again. In a bucket no lock keeps
+    writers out: this must not run beside one.
 
     Raises
     ------
     StoreError, LockedError, WriteError
         As `StoreWriter.opened`; the store is whole whatever happens.
     """
-    store = EmbeddingStore.open(path)
+    store = EmbeddingStore.open(place)
+    path = store.path
     before = disk_usage(path)
     with StoreWriter.opened(path, store.manifest) as writer:
-        index = writer.previous
-        wanted = dict.fromkeys(
-            key
-            for key, status in zip(index.values("key"), index.values("status"), strict=True)
-            if status == "ok"
-        )
+        writer.drop_unfinished()
         held, old = len(writer.places), parts.list_parts(path)
-        _refuse_missing(index, writer.places, printable(str(path)))
+        index = _refuse_missing(writer.previous.placed(writer.places), printable(str(path)))
+        wanted = np.flatnonzero(index.with_vector())
+        wanted = wanted[firsts(index.keys()[wanted])]
         if held == len(wanted) and len(old) <= 1 + held // PART_ROWS:
             return Collected(held, 0, 0)
-        places, writer.places = writer.places, Places()
-        for keys, vectors in _gather(path, writer.shape, list(wanted), places):
-            writer.append(keys, vectors)
+        _gather(index, wanted, writer)
         writer.flush()
-        writer.commit(index.placed(writer.places))
+        new = [number for number in parts.list_parts(path) if number not in set(old)]
+        writer.commit(index.placed(_places(path, new)))
         for number in old:
             writer.drop_part(number)
     return Collected(len(wanted), held - len(wanted), before - disk_usage(path))
 
 
-def _refuse_missing(index: Index, places: Container[Key], shown: str) -> None:
-    rows = zip(index.values("key"), index.values("status"), strict=True)
-    missing = {key for key, status in rows if status == "ok" and key not in places}
-    if missing:
-        raise StoreError(
-            f"{shown} lacks the vectors of {len(missing)} images: run `featpipe embed` again "
-            "first; they alone are computed"
-        )
+def _gather(index: Index, rows: NDArray[np.int64], writer: StoreWriter) -> None:
+    """Write the vectors of some rows anew, in the order in which their parts are."""
+    keys, part, row = index.keys(), index.integers("part"), index.integers("row")
+    for number, at in by_part(part[rows]):
+        vectors = parts.map_vectors(writer.path, number, writer.shape)
+        writer.extend(keys[rows[at]], vectors[row[rows[at]]])
 
 
-def _gather(
-    path: Path, shape: parts.PartShape, keys: list[Key], places: Mapping[Key, tuple[int, int]]
-) -> Iterator[tuple[list[Key], np.ndarray]]:
-    """Yield the vectors of ``keys``, a part at a time."""
-    by_part: dict[int, list[Key]] = {}
-    for key in keys:
-        by_part.setdefault(places[key][0], []).append(key)
-    for number in sorted(by_part):
-        chosen = by_part[number]
-        vectors = parts.map_vectors(path, number, shape)
-        yield chosen, vectors[[places[key][1] for key in chosen]]
+def _places(path: Place, numbers: Sequence[int]) -> Places:
+    """Return where some parts of a store hold which content."""
+    return Places(zip(numbers, _keys(path, numbers), strict=True))
 
 
-def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
+def _keys(path: Place, numbers: Sequence[int]) -> list[bytes]:
+    return list(at_once(path, lambda number: parts.read_key_bytes(path, number), numbers))
+
+
+def _refuse_missing(placed: Index, shown: str) -> Index:
+    """Return an index whose places have been looked up, if none that should be there is missing."""
+    is_missing = placed.with_vector() & (placed.integers("part") < 0)
+    if not is_missing.any():
+        return placed
+    missing = placed.where(is_missing)
+    count = missing.distinct_keys() + (not missing.has_value("key").all())
+    raise StoreError(
+        f"{shown} lacks the vectors of {count} images: run `featpipe embed` again first; they "
+        "alone are computed"
+    )
+
+
+def merge_stores(
+    output: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]]
+) -> EmbeddingStore:
     """Join stores of one backbone into ``output``, a new store.
 
     Images keep their paths; a path that two stores hold with the same content becomes one
@@ -139,9 +145,10 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
         vectors are missing.
     """
     # Without an index it is what an interrupted merge has left: this one goes on from there.
-    if (output / INDEX_NAME).exists():
+    place = located(output)
+    if folder_of(place).has(INDEX_NAME):
         raise StoreError(
-            f"{printable(str(output))} is a store already: give a new folder for the merged one, "
+            f"{printable(str(place))} is a store already: give a new folder for the merged one, "
             "and name this one among the stores if its images belong there"
         )
     stores = [EmbeddingStore.open(path) for path in inputs]
@@ -160,34 +167,59 @@ def merge_stores(output: Path, inputs: Sequence[Path]) -> EmbeddingStore:
     manifest = replace(first, source=sources, group=None)
     for engine in engines:
         manifest = manifest.with_engine(engine)
-    with StoreWriter.opened(output, manifest) as writer:
-        for store in stores:
-            for number in parts.list_parts(store.path):
-                vectors = parts.map_vectors(store.path, number, store.shape)
-                writer.append(parts.read_keys(store.path, number), np.asarray(vectors))
+    with StoreWriter.opened(place, manifest) as writer:
+        _copy_contents(stores, writer)
         writer.flush()
-        _refuse_missing(merged, writer.places, "one of the stores")
-        writer.commit(merged.placed(writer.places))
-    return EmbeddingStore.open(output)
+        places = _places(place, parts.list_parts(place))
+        writer.commit(_refuse_missing(merged.placed(places), "one of the stores"))
+    return EmbeddingStore.open(place)
+
+
+def _copy_contents(stores: list[EmbeddingStore], writer: StoreWriter) -> None:
+    """Write every content that the stores hold and the output does not, once."""
+    held = [(store, number) for store in stores for number in parts.list_parts(store.path)]
+    keys = [block for store in stores for block in _keys(store.path, parts.list_parts(store.path))]
+    ends = np.cumsum([len(block) // KEY_BYTES for block in keys])
+    joined = words(b"".join(keys))
+    is_new = firsts(joined) & (writer.places.find(joined)[0] < 0)
+    for (store, number), end, block in zip(held, ends.tolist(), keys, strict=True):
+        here = words(block)
+        rows = np.flatnonzero(is_new[end - len(here) : end])
+        if len(rows):
+            vectors = parts.map_vectors(store.path, number, store.shape)
+            writer.extend(here[rows], vectors[rows])
 
 
 def _without_repeats(stores: list[EmbeddingStore]) -> Index:
     """Join the rows; of one path with one content the first counts, a vector before a failure."""
     joined = stores[0].index.joined(*(store.index for store in stores[1:]))
-    chosen: dict[str, tuple[int, Key | None, bool]] = {}
-    rows = zip(*(joined.values(name) for name in ("path", "key", "status")), strict=True)
-    for row, (path, key, status) in enumerate(rows):
-        former = chosen.get(path)
-        if former is not None and None not in (key, former[1]) and key != former[1]:
-            raise StoreError(
-                f"two of the stores hold different images under the path {printable(path)}: "
-                "embed one of the sources from a folder above, so that the paths differ"
-            )
-        if former is None or (status == "ok" and not former[2]):
-            chosen[path] = (row, key, status == "ok")
+    path, rows, is_ok = joined.codes("path"), np.arange(len(joined)), joined.with_vector()
+    count = int(path.max(initial=-1)) + 1
+    if count == len(joined):
+        return joined
+    first = _first_rows(path, rows, count)
+    first_ok = _first_rows(path[is_ok], rows[is_ok], count)
+    # What stood for its path before a row came: the first, or the first that had a vector.
+    before = np.where((first_ok >= 0)[path] & (first_ok[path] < rows), first_ok[path], first[path])
+    keys, has_key = joined.keys(), joined.has_value("key")
+    differs = has_key & has_key[before] & (keys != keys[before]).any(axis=1)
+    if differs.any():
+        where = joined.column("path")[int(np.argmax(differs))].as_py()
+        raise StoreError(
+            f"two of the stores hold different images under the path {printable(where)}: "
+            "embed one of the sources from a folder above, so that the paths differ"
+        )
     keep = np.zeros(len(joined), dtype=bool)
-    keep[[row for row, _, _ in chosen.values()]] = True
+    keep[np.where(first_ok >= 0, first_ok, first)] = True
     return joined.where(keep)
+
+
+def _first_rows(path: NDArray[np.int32], rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return for each of ``count`` paths the first of the rows that have it, or -1."""
+    found = np.full(count, -1, dtype=np.int64)
+    # Of what is assigned to one place the last stays.
+    found[path[::-1]] = rows[::-1]
+    return found
 
 
 def write_parquet(store: EmbeddingStore, output: Path) -> int:
@@ -202,24 +234,22 @@ def write_parquet(store: EmbeddingStore, output: Path) -> int:
     int
         The number of rows.
     """
-    has_vector = [status == "ok" for status in store.index.values("status")]
-    rows = store.index.where(has_vector).table.drop_columns(["part", "row", "status", "reason"])
+    names = [name for name in store.index.schema.names if name not in {"part", "row", "reason"}]
     element = pa.float32() if store.manifest.dtype == "float32" else pa.float16()
     kind = pa.list_(element, store.dimension)
-    schema = rows.schema.append(pa.field("embedding", kind))
+    fields = [store.index.schema.field(name) for name in names if name != "status"]
+    schema = pa.schema([*fields, pa.field("embedding", kind)])
+    done = 0
     with atomic_file(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for start in range(0, len(store), _TABLE_ROWS):
-            vectors = np.ascontiguousarray(store.X[start : start + _TABLE_ROWS]).reshape(-1)
+        for block in store.index.blocks(_TABLE_ROWS, names):
+            rows = block.filter(pc.equal(block.column("status"), "ok")).drop_columns("status")
+            vectors = store.read_stored(np.arange(done, done + len(rows))).reshape(-1)
             lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors, element), type=kind)
-            block = rows.slice(start, _TABLE_ROWS)
-            writer.write_table(block.append_column(schema.field("embedding"), lists))
-    return len(store)
+            writer.write_table(rows.append_column(schema.field("embedding"), lists))
+            done += len(rows)
+    return done
 
 
-def disk_usage(path: Path) -> int:
-    """Return the bytes that a store takes on disk."""
-    total = 0
-    for found in path.rglob("*"):
-        with suppress(FileNotFoundError):  # a writer's temporary file comes and goes
-            total += found.stat().st_size if found.is_file() else 0
-    return total
+def disk_usage(place: Place) -> int:
+    """Return the bytes that a store takes where it lies."""
+    return folder_of(place).used()

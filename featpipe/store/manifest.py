@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from featpipe import __version__
-from featpipe._files import printable, read_json, write_json
+from featpipe._files import json_bytes, json_object, printable
 from featpipe.errors import FingerprintError, StoreError
+from featpipe.store.folder import Place, cannot_read, folder_of
 
 FORMAT = 1
 KIND = "featpipe.store"
@@ -64,24 +64,41 @@ class Manifest:
             return self
         return replace(self, engines=(*self.engines, dict(engine)))
 
-    def write(self, folder: Path) -> None:
-        """Write ``store.json`` atomically."""
-        write_json(
-            folder / FILE_NAME,
-            {
-                "kind": KIND,
-                "format": FORMAT,
-                "featpipe": __version__,
-                "dtype": self.dtype,
-                "source": self.source,
-                "group": self.group,
-                "engines": [dict(engine) for engine in self.engines],
-                "backbone": dict(self.backbone),
-            },
-        )
+    def write(self, store: Place, *, is_new: bool = False) -> None:
+        """Write ``store.json`` atomically.
+
+        Raises
+        ------
+        FileExistsError
+            With ``is_new``, when another writer has made a store in this bucket meanwhile.
+        """
+        record = {
+            "kind": KIND,
+            "format": FORMAT,
+            "featpipe": __version__,
+            "dtype": self.dtype,
+            "source": self.source,
+            "group": self.group,
+            "engines": [dict(engine) for engine in self.engines],
+            "backbone": dict(self.backbone),
+        }
+        data = json_bytes(record)
+        with folder_of(store).written(FILE_NAME, is_new=is_new) as file:
+            file.write(data)
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
+    def find(cls, store: Place) -> Manifest | None:
+        """Read ``store.json`` as `read` does; None where there is none."""
+        try:
+            data = folder_of(store).read(FILE_NAME)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            raise cannot_read(folder_of(store).place(FILE_NAME), exc) from exc
+        return cls._of(data, store)
+
+    @classmethod
+    def read(cls, store: Place) -> Manifest:
         """Read ``store.json``.
 
         Raises
@@ -89,14 +106,18 @@ class Manifest:
         StoreError
             When it is missing, damaged, of another kind, or of a newer format.
         """
-        path = folder / FILE_NAME
-        shown = printable(str(folder))
-        if not path.exists():
+        found = cls.find(store)
+        if found is None:
             raise StoreError(
-                f"{shown} is not a store of featpipe: it has no {FILE_NAME}; "
+                f"{printable(str(store))} is not a store of featpipe: it has no {FILE_NAME}; "
                 "make one with: featpipe embed SOURCE"
             )
-        value = read_json(path, StoreError)
+        return found
+
+    @classmethod
+    def _of(cls, data: bytes, store: Place) -> Manifest:
+        shown, path = printable(str(store)), printable(str(folder_of(store).place(FILE_NAME)))
+        value = json_object(data, path, StoreError)
         if value.get("kind") != KIND:
             raise StoreError(f"{shown} is not a store of featpipe: its {FILE_NAME} is another's")
         _check_format(value.get("format"), shown)
@@ -113,7 +134,7 @@ class Manifest:
             ("engines", _is_list_of_objects(value.get("engines"))),
         ):
             if not sound:
-                raise StoreError(f"{printable(str(path))} is damaged: its field {field!r} is amiss")
+                raise StoreError(f"{path} is damaged: its field {field!r} is amiss")
         return cls(
             value["backbone"],
             value["dtype"],

@@ -14,8 +14,11 @@ from featpipe._columns import LABEL_PREFIX
 from featpipe._files import printable
 from featpipe.errors import LabelError, StoreError
 from featpipe.store import manifest, parts
+from featpipe.store.folder import Folder, Place, folder_of, located
 from featpipe.store.index import Index
 from featpipe.store.manifest import Manifest
+from featpipe.store.places import by_part
+from featpipe.store.ranges import read_rows
 from featpipe.types import Key
 
 
@@ -27,8 +30,8 @@ class EmbeddingStore:
 
     Parameters
     ----------
-    path : path
-        The store's folder.
+    path : path, or address as a text
+        The store's folder, on this machine or in a bucket (``s3://bucket/stores/photos``).
 
     Examples
     --------
@@ -38,11 +41,9 @@ class EmbeddingStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], manifest_: Manifest, index: Index) -> None:
-        self.path = Path(path)
+        self.path: Place = located(path)
         self.manifest = manifest_
         self.index = index
-        self._has_vector = index.with_vector()
-        self._rows = index if self._has_vector.all() else index.where(self._has_vector)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> EmbeddingStore:
@@ -53,8 +54,28 @@ class EmbeddingStore:
         StoreError
             When there is no store, or it is damaged, or a newer featpipe wrote it.
         """
-        folder = Path(path)
-        return cls(folder, Manifest.read(folder), Index.read(folder))
+        place = located(path)
+        return cls(place, Manifest.read(place), Index.read(place))
+
+    @property
+    def folder(self) -> Folder:
+        """The store's files, for what others keep beside it."""
+        return folder_of(self.path)
+
+    @property
+    def name(self) -> str:
+        """Name of the store's folder."""
+        if isinstance(self.path, str):
+            return self.path.rpartition("/")[2]
+        return self.path.resolve().name
+
+    @cached_property
+    def _has_vector(self) -> NDArray[np.bool_]:
+        return self.index.with_vector()
+
+    @cached_property
+    def _rows(self) -> Index:
+        return self.index if self._has_vector.all() else self.index.where(self._has_vector)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -69,7 +90,8 @@ class EmbeddingStore:
     def X(self) -> NDArray[Any]:  # noqa: N802 - scikit-learn's name for it
         """The vectors, (n, D), float32 or float16.
 
-        A read-only memory map where all lie in one part in order, else one array.
+        A read-only memory map where all lie in one part in order, else one array; from a bucket
+        all of them are fetched.
 
         Raises
         ------
@@ -131,10 +153,12 @@ class EmbeddingStore:
 
     def _fill(self, vectors: NDArray[Any], rows: NDArray[np.int64]) -> None:
         part, row = (column[rows] for column in self._places)
-        for number in np.unique(part):
-            at = np.flatnonzero(part == number)
+        if isinstance(self.path, str):
+            read_rows(self.path, self.shape, part, row, vectors)
+            return
+        for number, at in by_part(part):
             wanted = row[at]
-            mapped = self._map(int(number), wanted)
+            mapped = self._map(number, wanted)
             if len(at) == at[-1] - at[0] + 1 and np.all(np.diff(wanted) == 1):
                 # Rows that follow each other are converted from the file, without a copy between.
                 vectors[at[0] : at[-1] + 1] = mapped[wanted[0] : wanted[-1] + 1]
@@ -142,15 +166,17 @@ class EmbeddingStore:
                 vectors[at] = mapped[wanted]
 
     def _gather(self, part: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[Any]:
-        numbers = np.unique(part)
-        if len(numbers) == 1:
-            vectors = self._map(int(numbers[0]), row)
+        if isinstance(self.path, str):
+            fetched = np.empty((len(row), self.dimension), dtype=self.manifest.dtype)
+            read_rows(self.path, self.shape, part, row, fetched)
+            return fetched
+        if len(part) and (part == part[0]).all():
+            vectors = self._map(int(part[0]), row)
             if len(vectors) == len(row) and np.array_equal(row, np.arange(len(row))):
                 return vectors
         gathered = np.empty((len(row), self.dimension), dtype=self.manifest.dtype)
-        for number in numbers:
-            at = np.flatnonzero(part == number)
-            gathered[at] = self._map(int(number), row[at])[row[at]]
+        for number, at in by_part(part):
+            gathered[at] = self._map(number, row[at])[row[at]]
         return gathered
 
     def _map(self, number: int, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -198,7 +224,7 @@ class EmbeddingStore:
     @property
     def label_columns(self) -> list[str]:
         """Names that `labels` takes: ``label`` where any image has one, then the others."""
-        main = ["label"] if any(v is not None for v in self._rows.values("label")) else []
+        main = [] if self._rows.is_empty("label") else ["label"]
         return main + self._rows.label_columns
 
     def labels(self, target: str | None = None) -> NDArray[np.object_]:
@@ -218,29 +244,39 @@ class EmbeddingStore:
         if target is None:
             target = known[0] if len(known) == 1 else "label"
         if target == "label":
-            return _objects(self._rows.values("label"))
+            return self._rows.objects("label")
         if target not in known:
             names = ", ".join(printable(name) for name in known) or "none"
             raise LabelError(
                 f"{printable(str(self.path))} has no label column {printable(target)!r}: "
                 f"it has {names}"
             )
-        return _objects(self._rows.values(LABEL_PREFIX + target))
+        return self._rows.objects(LABEL_PREFIX + target)
+
+    def counts(self, column: str) -> dict[str, int]:
+        """Return how many images have each value of ``label``, ``split`` or ``group``, sorted."""
+        return self._rows.counts(column)
+
+    @property
+    def distinct_contents(self) -> int:
+        """How many different contents the images have."""
+        return self._rows.distinct_keys()
 
     @cached_property
     def splits(self) -> NDArray[np.object_]:
         """``train``, ``val``, ``test`` or None for every image, aligned with `X`."""
-        return _objects(self._rows.values("split"))
+        return self._rows.objects("split")
 
     @cached_property
     def groups(self) -> NDArray[np.object_] | None:
         """Group of every image (None where it has none), or None where no image has one."""
-        values = self._rows.values("group")
-        return _objects(values) if any(v is not None for v in values) else None
+        return None if self._rows.is_empty("group") else self._rows.objects("group")
 
     @cached_property
     def failures(self) -> list[tuple[str, str, str]]:
         """(path, status, reason) of every image without a vector."""
+        if self._has_vector.all():
+            return []
         failed = self.index.where(~self._has_vector)
         return list(
             zip(failed.paths(), failed.values("status"), failed.values("reason"), strict=True)
@@ -270,9 +306,3 @@ def newest_store(folder: str | os.PathLike[str] = "embeddings") -> EmbeddingStor
 
 def _last_written(found: tuple[int, Path]) -> tuple[int, str]:
     return max(found[0], (found[1] / "index.parquet").stat().st_mtime_ns), found[1].name
-
-
-def _objects(values: list[Any]) -> NDArray[np.object_]:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

@@ -2,29 +2,36 @@
 
 The order of every write is the crash rule: vectors before keys, parts before the index that
 refers to them, a new index before old parts go. So a process may die anywhere, and the next
-one finds a store that is whole.
+one finds a store that is whole. In a bucket there is no lock: writers claim the numbers of their
+parts, and leave alone what another may be at.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._files import KEY_BYTES, lock, make_folder, printable
+from featpipe._files import KEY_BYTES, printable
 from featpipe.errors import StoreError
+from featpipe.storage import Entry
 from featpipe.store import parts
+from featpipe.store.folder import Place, at_once, folder_of, is_gone, is_out_of_reach
+from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
 from featpipe.store.manifest import FILE_NAME, Manifest
-from featpipe.store.places import Places
+from featpipe.store.places import Places, Words
 from featpipe.types import Key
 
 _FIRST_PART_ROWS, PART_ROWS = 32, 2048
+_RECENT_SECONDS = 600
+"""A part that has been without its keys for longer is no writer's any more."""
 
 
 class StoreWriter:
@@ -40,14 +47,17 @@ class StoreWriter:
         What was found amiss and mended.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Place, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
         self.shape = parts.PartShape(manifest.dimension, manifest.dtype)
         self.notes: list[str] = []
-        self._sweep()
-        numbers = parts.list_parts(path)
-        self.places = Places((n, keys) for n in numbers if (keys := self._load(n)))
-        self._next = max(numbers, default=-1) + 1
+        self._folder = folder_of(path)
+        files = self._folder.files(parts.FOLDER)
+        self._sweep(files)
+        numbers = parts.numbers_in(files, ".keys")
+        self.places = Places(self._finished(numbers, files))
+        self._next = max(parts.numbers_in(files, ".keys", ".npy"), default=-1) + 1
+        self._has_moved = False
         self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
         self._keys: list[Key] = []
         self._vectors = np.empty((0, manifest.dimension), dtype=manifest.dtype)
@@ -56,7 +66,7 @@ class StoreWriter:
     @classmethod
     @contextmanager
     def opened(
-        cls, path: Path, manifest: Manifest, *, timeout: float = 0.0
+        cls, path: Place, manifest: Manifest, *, timeout: float = 0.0
     ) -> Iterator[StoreWriter]:
         """Lock a store, make it if it is not there, and yield its writer.
 
@@ -72,21 +82,25 @@ class StoreWriter:
         WriteError
             When the operating system refuses to write.
         """
-        make_folder(path)
+        folder = folder_of(path)
+        folder.made()
         _refuse_strangers(path)
-        with lock(path / ".lock", what=f"the store {path}", timeout=timeout):
+        with folder.locked(timeout):
             writer = cls(path, _settle(path, manifest))
             try:
                 yield writer
-            except BaseException:
+            except BaseException as exc:
                 # The images so far are worth keeping; a second error would hide the first.
                 with contextlib.suppress(Exception):
-                    writer.flush()
+                    if not is_gone(exc):
+                        writer.flush()
                 raise
             writer.flush()
 
     def record(self, engine: Mapping[str, str]) -> None:
         """Write down, before the first of its vectors, what computes them."""
+        if not self._folder.is_exclusive:
+            self.manifest = Manifest.read(self.path)  # another writer may have added its own
         settled = self.manifest.with_engine(engine)
         if settled != self.manifest:
             settled.write(self.path)
@@ -109,21 +123,62 @@ class StoreWriter:
             if len(self._keys) >= self._rows:
                 self.flush()
 
+    def extend(self, keys: Words, vectors: NDArray[Any]) -> None:
+        """Add vectors in blocks, as `append` does, but for what has to be known of them.
+
+        None of the keys may be held already, and `places` does not learn of them: this is for
+        very many, of which whoever writes them knows where they come to lie.
+
+        Parameters
+        ----------
+        keys : ndarray of uint64, (n, 2)
+        vectors : ndarray, (n, D), float32 or of the store's dtype
+        """
+        begin = 0
+        while begin < len(keys):
+            held = len(self._keys)
+            end = min(begin + self._rows - held, len(keys))
+            self._put(slice(held, held + end - begin), vectors[begin:end])
+            self._keys += [key.tobytes() for key in keys[begin:end]]
+            begin = end
+            if len(self._keys) >= self._rows:
+                self.flush()
+
     def flush(self) -> None:
         """Write what has been appended as a part."""
         count = len(self._keys)
         if not count:
             return
-        parts.write_part(self.path, self._next, self.shape, self._keys, self._vectors[:count])
+        self._write_part(count)
         self._next += 1
         self._rows = min(self._rows * 2, PART_ROWS)
         self._keys = []
 
-    def _put(self, row: int, vector: NDArray[np.float32]) -> None:
-        """Copy a vector to where the next part is gathered: the only copy of it that is kept."""
+    def _write_part(self, count: int) -> None:
+        """Write a part under the next number that nobody else has taken."""
+        while True:
+            vectors = self._vectors[:count]
+            try:
+                parts.write_part(self.path, self._next, self.shape, self._keys, vectors, claim=True)
+            except FileExistsError:
+                self._move()
+            else:
+                return
+
+    def _move(self) -> None:
+        """Take the next number; places that `append` has told of lead to another's part now."""
+        told = enumerate(self._keys)
+        moved = [(key, row) for row, key in told if self.places.get(key) == (self._next, row)]
+        self._has_moved |= bool(moved)
+        self._next += 1
+        for key, row in moved:
+            self.places[key] = (self._next, row)
+
+    def _put(self, row: int | slice, vector: NDArray[Any]) -> None:
+        """Copy vectors to where the next part is gathered: the only copy of them that is kept."""
         if len(self._vectors) < self._rows:
             larger = np.empty((self._rows, self.manifest.dimension), dtype=self.manifest.dtype)
-            larger[:row] = self._vectors[:row]
+            larger[: len(self._keys)] = self._vectors[: len(self._keys)]
             self._vectors = larger
         # A value beyond float16 becomes infinite here; `fit` names the image when it meets it.
         with np.errstate(over="ignore"):
@@ -132,60 +187,112 @@ class StoreWriter:
     def commit(self, index: Index) -> None:
         """Make ``index`` the store's, after everything that it refers to is on disk."""
         self.flush()
-        if index != self.previous or not (self.path / "index.parquet").exists():
+        if self._has_moved:
+            index = index.placed(self.places)
+        if index != self.previous or not self._folder.has(INDEX_NAME):
             index.write(self.path)
             self.previous = index
 
     def drop_part(self, number: int) -> None:
         """Delete a part that no index refers to any more: keys first, as they make it count."""
-        parts.keys_path(self.path, number).unlink(missing_ok=True)
-        parts.vectors_path(self.path, number).unlink(missing_ok=True)
+        self._folder.delete(parts.keys_name(number))
+        self._folder.delete(parts.vectors_name(number))
 
-    def _sweep(self) -> None:
-        """Delete what an interrupted process left: temporary files, vectors without keys."""
-        folder = self.path / parts.FOLDER
-        for path in (*self.path.glob(".*.tmp"), *folder.glob(".*.tmp")):
-            path.unlink(missing_ok=True)
-        for path in folder.glob("*.npy"):
-            if not path.with_suffix(".keys").exists():
-                path.unlink(missing_ok=True)
+    def drop_unfinished(self) -> None:
+        """Delete the vectors without keys in a bucket, where `_sweep` leaves them alone.
+
+        Raises
+        ------
+        StoreError
+            When some are so new that another writer may be about to write their keys.
+        """
+        unfinished = _unfinished(self._folder.files(parts.FOLDER))
+        newest = max((entry.mtime_ns or 0 for entry in unfinished), default=0)
+        age = time.time() - newest / 1e9
+        if age < _RECENT_SECONDS:
+            raise StoreError(
+                f"another process may be writing to {printable(str(self.path))}: a part has been "
+                f"without its keys for {max(age, 0):.0f} seconds; run `featpipe gc` again when no "
+                f"writer is there and {_RECENT_SECONDS // 60} minutes have passed"
+            )
+        for entry in unfinished:
+            self._folder.delete(f"{parts.FOLDER}/{entry.name}")
+
+    def _sweep(self, files: dict[str, Entry]) -> None:
+        """Delete what an interrupted process left: temporary files, vectors without keys.
+
+        In a bucket they may be another writer's, who is about to write the keys.
+        """
+        if not self._folder.is_exclusive:
+            return
+        for name in self._folder.files(""):
+            if _is_temporary(name):
+                self._folder.delete(name)
+        left = [name for name in files if _is_temporary(name)]
+        for name in [*left, *(entry.name for entry in _unfinished(files))]:
+            self._folder.delete(f"{parts.FOLDER}/{name}")
+            del files[name]
+
+    def _finished(self, numbers: list[int], files: dict[str, Entry]) -> Iterator[tuple[int, bytes]]:
+        """Yield number and keys of every part that is whole; put the others out of the way."""
+        for number, keys in zip(numbers, at_once(self.path, self._load, numbers), strict=True):
+            rows = len(keys) // KEY_BYTES
+            vectors = files.get(parts.vectors_name(number).partition("/")[2])
+            if rows and vectors and vectors.size == self.shape.file_size(rows):
+                yield number, keys
+            else:
+                self._set_aside(number)
 
     def _load(self, number: int) -> bytes:
-        """Return the keys of a part; none where it is damaged."""
+        """Return the keys of a part; none where they are damaged."""
         try:
-            keys = parts.read_key_bytes(self.path, number)
-        except StoreError:
-            keys = b""
-        if keys and parts.is_whole(self.path, number, self.shape, len(keys) // KEY_BYTES):
-            return keys
-        self._set_aside(number)
-        return b""
+            return parts.read_key_bytes(self.path, number)
+        except StoreError as exc:
+            if is_out_of_reach(exc):
+                raise
+            return b""
 
     def _set_aside(self, number: int) -> None:
         """Put a damaged part out of the way, without deleting what may still be of use."""
-        for path in (parts.keys_path(self.path, number), parts.vectors_path(self.path, number)):
-            if path.exists():
-                path.rename(path.with_name(path.name + ".damaged"))
+        for name in (parts.keys_name(number), parts.vectors_name(number)):
+            self._folder.rename(name, name + ".damaged")
         shown = printable(str(parts.vectors_path(self.path, number)))
         self.notes.append(f"{shown} was damaged and is set aside; its images are computed anew")
 
     def _read_index(self) -> Index:
-        if not (self.path / "index.parquet").exists():
-            return Index.empty()
         try:
-            return Index.read(self.path)
-        except StoreError:
-            shown = printable(str(self.path / "index.parquet"))
-            self.notes.append(f"{shown} was damaged and is made anew; its vectors are kept")
+            return Index.read(self.path, at_once=True)
+        except StoreError as exc:
+            if is_out_of_reach(exc):
+                raise
+            if not isinstance(exc.__cause__, FileNotFoundError):
+                shown = printable(str(self._folder.place(INDEX_NAME)))
+                self.notes.append(f"{shown} was damaged and is made anew; its vectors are kept")
             return Index.empty()
 
 
-def _settle(path: Path, wanted: Manifest) -> Manifest:
+def _unfinished(files: dict[str, Entry]) -> list[Entry]:
+    """Return the vectors that have no keys."""
+    return [
+        entry
+        for name, entry in files.items()
+        if name.endswith(".npy") and name.removesuffix(".npy") + ".keys" not in files
+    ]
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _settle(path: Place, wanted: Manifest) -> Manifest:
     """Return the manifest of an existing store that fits ``wanted``, or write a new one."""
-    if not (path / FILE_NAME).exists():
-        wanted.write(path)
+    found = Manifest.find(path)
+    if found is None:
+        try:
+            wanted.write(path, is_new=True)
+        except FileExistsError:  # in a bucket, by a writer who has begun with us
+            return _settle(path, wanted)
         return wanted
-    found = Manifest.read(path)
     found.require_backbone(wanted.backbone, printable(str(path)))
     if found.dtype != wanted.dtype:
         raise StoreError(
@@ -201,17 +308,17 @@ def _settle(path: Path, wanted: Manifest) -> Manifest:
     return settled
 
 
-def _refuse_strangers(path: Path) -> None:
+def _refuse_strangers(path: Place) -> None:
     """Keep out of a folder that holds other things, before even a lock is put there.
 
     A process that died before it had written the manifest leaves a lock and temporary files.
     """
-    if (path / FILE_NAME).exists():
+    folder = folder_of(path)
+    if folder.has(FILE_NAME):
         return
-    names = sorted(p.name for p in path.iterdir())
-    strangers = [name for name in names if name != ".lock" and not name.endswith(".tmp")]
+    strangers = [n for n in folder.names() if n != ".lock" and not n.endswith(".tmp")]
     # Another process may have made the store while we looked.
-    if strangers and not (path / FILE_NAME).exists():
+    if strangers and not folder.has(FILE_NAME):
         raise StoreError(
             f"{printable(str(path))} holds other things (such as {printable(strangers[0])}) "
             "and is no store: give an empty or new folder with -o"

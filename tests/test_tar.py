@@ -20,8 +20,14 @@ from featpipe.sources import containers, open_source, tar
 from featpipe.sources.base import Source
 from featpipe.sources.headers import DamagedTarError, Member, read_headers
 from featpipe.sources.listings import listing_folder
-from featpipe.sources.names import distinct_names, expanded, has_braces, stem_of
-from featpipe.sources.places import Tree, splits_of_names
+from featpipe.sources.shards import (
+    distinct_names,
+    expanded,
+    has_braces,
+    splits_of_names,
+    stem_of,
+)
+from featpipe.sources.trees import Tree
 from featpipe.store import EmbeddingStore
 
 Run = Callable[..., Result]
@@ -177,7 +183,7 @@ def test_a_missing_shard_is_a_row(tmp_path: Path) -> None:
         "the archive cannot be opened: No such file or directory",
     )
     assert (two.path, two.problem) == ("s-1.tar/1.jpg", None)
-    with pytest.raises(SourceError, match="there is none of the 3 archives "):
+    with pytest.raises(SourceError, match="there is none of the 3 files "):
         open_source(str(tmp_path / "t-{0..2}.tar"))
 
 

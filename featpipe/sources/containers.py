@@ -38,7 +38,8 @@ from featpipe.sources.base import NOT_REGULAR, REMOTE_READERS, Source, is_regula
 from featpipe.sources.listings import keep_listing, kept_listing
 from featpipe.sources.naming import note_left_out
 from featpipe.sources.pieces import Pieces
-from featpipe.sources.places import Tree, splits_of_names
+from featpipe.sources.shards import splits_of_names
+from featpipe.sources.trees import Tree
 from featpipe.storage import Entry, StorageGoneError, is_url, look_at, shown
 from featpipe.types import ImageRef
 
@@ -326,10 +327,10 @@ class ContainerSource(Source):
 
     def _with_places(self, table: pa.Table) -> pa.Table:
         """Add labels and splits from folders, where nothing else tells labels."""
+        if not pc.any(pc.match_substring(table.column("path"), "/")).as_py():
+            return table
         folders = _folders(table.column("path"))
         names = pc.unique(folders).to_pylist()
-        if names in ([], [""]):
-            return table
         if self._tree is None:
             self._tree = self._grown()
         places = [self._tree.place(unescape_path(name)) for name in names]

@@ -6,7 +6,6 @@ import os
 import threading
 from array import array
 from collections import Counter
-from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -19,10 +18,17 @@ from featpipe.errors import SourceError
 from featpipe.sources.base import MAX_FILE_BYTES, TOO_LARGE, Source
 from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing, version_of
 from featpipe.sources.headers import DamagedTarError, Member, read_headers
-from featpipe.sources.names import distinct_names, expanded, has_braces, has_suffix, stem_of
 from featpipe.sources.naming import IMAGE_SUFFIXES, NOT_OURS, suffix_of
 from featpipe.sources.pieces import Pieces
 from featpipe.sources.ranges import Ranges
+from featpipe.sources.shards import (
+    distinct_names,
+    has_braces,
+    has_suffix,
+    location_of,
+    places_of,
+    stem_of,
+)
 from featpipe.sources.sidecars import MOST_BYTES, SIDECAR_SUFFIXES, Sidecars
 from featpipe.storage import Entry, is_url, look_at, open_file, shown
 
@@ -61,26 +67,15 @@ def open_archives(text: str) -> Source:
             f"{printable(shown(text))} is compressed as a whole, so no image in it can be read by "
             "itself: decompress it to a .tar (images hardly shrink), or unpack it"
         )
-    is_one = os.path.isfile(text) or not has_braces(text)
-    places = [text] if is_one else expanded(text)
-    if not is_url(text) and not any(os.path.isfile(place) for place in places):
-        raise SourceError(
-            f"there is none of the {len(places)} archives {printable(text)}: check the path (it "
-            f"is looked for from {printable(str(Path.cwd()))})"
-        )
-    return archives(places, text)
+    return archives(places_of(text), text)
 
 
 def archives(places: list[str], text: str) -> ContainerSource:
     """Return several archives as one source, which is named after ``text``."""
-    if is_url(text):
-        location = shown(text)
-    else:
-        location = str(Path(text).resolve()) if os.path.exists(text) else os.path.abspath(text)
-    named = zip(places, distinct_names(places), strict=True)
     pieces = Pieces(NEIGHBOUR_BYTES)
+    named = zip(places, distinct_names(places), strict=True)
     containers = [TarArchive(place, name, pieces) for place, name in named]
-    return ContainerSource(containers, name=stem_of(text), location=location)
+    return ContainerSource(containers, name=stem_of(text), location=location_of(text))
 
 
 class TarArchive(Container):

@@ -1,19 +1,22 @@
-"""Names of many files in one text: brace ranges, and what to call each of them."""
+"""Many files under one text: brace ranges, what to call each file, and the split that it says."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product, takewhile
+from pathlib import Path
 
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.storage import is_url, path_of
+from featpipe.sources.naming import SPLITS
+from featpipe.storage import is_url, path_of, shown
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?")
 _MOST_FILES = 10**6
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def expanded(text: str) -> list[str]:
@@ -74,6 +77,32 @@ def has_suffix(text: str, suffixes: tuple[str, ...]) -> bool:
     return _path(text).lower().endswith(suffixes)
 
 
+def places_of(text: str) -> list[str]:
+    """Return the files that a text names: one, or those of its braces.
+
+    Raises
+    ------
+    SourceError
+        When none of them is there, as far as that can be told without asking far away.
+    """
+    if not has_braces(text) or os.path.isfile(text):
+        return [text]
+    places = expanded(text)
+    if not is_url(text) and not any(map(os.path.isfile, places)):
+        raise SourceError(
+            f"there is none of the {len(places)} files {printable(text)}: check the path (it is "
+            f"looked for from {printable(str(Path.cwd()))})"
+        )
+    return places
+
+
+def location_of(text: str) -> str:
+    """Return where these files are, in full and without secrets; it can be opened again."""
+    if is_url(text):
+        return shown(text)
+    return str(Path(text).resolve()) if os.path.exists(text) else os.path.abspath(text)
+
+
 def _path(text: str) -> str:
     return path_of(text) if is_url(text) else text.replace(os.sep, "/")
 
@@ -103,3 +132,25 @@ def stem_of(text: str) -> str:
     stem = name[: name.rfind(".")] if "." in name else name
     above = [part for part in parts if part]
     return stem.strip("-_. ") or (above[-1] if above else "images")
+
+
+def splits_of_names(names: Sequence[str]) -> list[str | None]:
+    """Return the splits that the names of files say, such as ``train-0000.tar``.
+
+    A name says one where it, or a folder above it, begins with its word; or holds it anywhere,
+    where the names together speak of two splits. ``crash_test.tar`` alone is no test split.
+
+    >>> splits_of_names(["train-0000.tar", "val/0000.tar", "extra.tar"])
+    ['train', 'val', None]
+    >>> splits_of_names(["crash_test.tar"])
+    [None]
+    """
+    words = [[_WORD.findall(part.lower()) for part in name.split("/")] for name in names]
+    first = [_only_split(w for part in parts for w in part[:1]) for parts in words]
+    anywhere = [_only_split(w for part in parts for w in part) for parts in words]
+    return anywhere if len({split for split in anywhere if split}) > 1 else first
+
+
+def _only_split(words: Iterable[str]) -> str | None:
+    found = {SPLITS[word] for word in words if word in SPLITS}
+    return found.pop() if len(found) == 1 else None

@@ -1,13 +1,10 @@
-"""What names say where there is no folder to look into: those in archives, those of shards."""
+"""What folders say of images where there is no root to look into: those inside archives."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from featpipe.sources.naming import SPLITS, Place, root_place
-
-_WORD = re.compile(r"[^\W\d_]+")
 
 
 class Tree:
@@ -44,25 +41,3 @@ class Tree:
         for name in folder.split("/")[self._depth :] if folder else ():
             place = place.below(name)
         return Place(False) if place.awaits_split else place
-
-
-def splits_of_names(names: Sequence[str]) -> list[str | None]:
-    """Return the splits that the names of files say, such as ``train-0000.tar``.
-
-    A name says one where it, or a folder above it, begins with its word; or holds it anywhere,
-    where the names together speak of two splits. ``crash_test.tar`` alone is no test split.
-
-    >>> splits_of_names(["train-0000.tar", "val/0000.tar", "extra.tar"])
-    ['train', 'val', None]
-    >>> splits_of_names(["crash_test.tar"])
-    [None]
-    """
-    words = [[_WORD.findall(part.lower()) for part in name.split("/")] for name in names]
-    first = [_only_split(w for part in parts for w in part[:1]) for parts in words]
-    anywhere = [_only_split(w for part in parts for w in part) for parts in words]
-    return anywhere if len({split for split in anywhere if split}) > 1 else first
-
-
-def _only_split(words: Iterable[str]) -> str | None:
-    found = {SPLITS[word] for word in words if word in SPLITS}
-    return found.pop() if len(found) == 1 else None

@@ -47,6 +47,7 @@ _ROWS_IN_MEMORY = 2**21
 """Rows of listings that are kept in memory, of at least two containers."""
 _MOST_OPEN = 64
 _LISTED_AT_ONCE = 8
+_MOST_SUFFIXES = 100
 _FACTS = b"featpipe.facts"
 _BATCH_ROWS = 2**16
 CHANGED = "the file that holds it has changed since it was listed"
@@ -80,8 +81,8 @@ class Container(ABC):
         """The place, fit for a message."""
         return printable(shown(self.place) if is_url(self.place) else self.place)
 
-    def version(self) -> str | None:
-        """Return a text that changes with the bytes, or None where nobody tells one.
+    def look(self) -> Entry:
+        """Return what is known of the file without opening it.
 
         Raises
         ------
@@ -90,7 +91,11 @@ class Container(ABC):
         """
         if not is_url(self.place) and not is_regular(os.stat(self.place)):
             raise OSError(NOT_REGULAR)
-        return version_of(look_at(self.place))
+        return look_at(self.place)
+
+    def version(self) -> str | None:
+        """Return a text that changes with the bytes, or None where nobody tells one; see `look`."""
+        return version_of(self.look())
 
     @abstractmethod
     def listed(self) -> Listing:
@@ -135,6 +140,10 @@ class Listing:
         Files that are no images, by suffix.
     notes : list of str
         What a person should know of it.
+    version : str or None
+        Of the container that was listed.
+    mtime_ns : int or None
+        Its time of change: that of images that have none of their own.
     """
 
     def __init__(
@@ -144,8 +153,9 @@ class Listing:
         notes: Sequence[str] = (),
         version: str | None = None,
     ) -> None:
-        self.table, self.left_out, self.notes = table, left_out or Counter(), list(notes)
+        self.table, self.left_out, self.notes = table, _shortened(left_out), list(notes)
         self.version = version
+        self.mtime_ns: int | None = None
         self._lock = threading.Lock()
         self._sorted: tuple[NDArray[np.int64], NDArray[np.intp]] | None = None
 
@@ -310,6 +320,10 @@ class ContainerSource(Source):
         own = [name for name in listing.table.column_names if name.startswith("_")]
         table = listing.table.drop_columns(own).replace_schema_metadata(None)
         table = _with_groups(self._with_places(table), self._group)
+        if listing.mtime_ns is not None:
+            times = pc.fill_null(table.column("mtime_ns"), listing.mtime_ns)
+            times = pc.if_else(pc.is_null(table.column("problem")), times, None)
+            table = _replaced(table, "mtime_ns", times)
         if split is not None:
             table = _replaced(table, "split", pc.fill_null(table.column("split"), split))
         table = _replaced(table, "path", self._full_paths(container, table.column("path")))
@@ -426,18 +440,25 @@ class ContainerSource(Source):
 
 def _listing_of(container: Container) -> Listing:
     """Return the listing that was kept of a container, or read it, and keep that."""
-    version = container.version()
-    if version is None:
-        return container.listed()
-    kept = Listing.kept(container, version)
-    if kept is not None:
-        return kept
-    listing = container.listed()
-    # One that is being written to is listed again the next time.
-    if container.version() == version:
-        listing.version = version
-        listing.keep(container, version)
+    entry = container.look()
+    version = version_of(entry)
+    listing = None if version is None else Listing.kept(container, version)
+    if listing is None:
+        listing = container.listed()
+        # One that is being written to is listed again the next time.
+        if version is not None and container.version() == version:
+            listing.version = version
+            listing.keep(container, version)
+    listing.mtime_ns = entry.mtime_ns
     return listing
+
+
+def _shortened(left_out: Counter[str] | None) -> Counter[str]:
+    """Keep the commonest suffixes: an archive may hold as many as it has files."""
+    counts = left_out or Counter[str]()
+    kept = Counter(dict(counts.most_common(_MOST_SUFFIXES)))
+    rest = counts.total() - kept.total()
+    return kept + Counter({"with other suffixes": rest})
 
 
 def _folders(paths: Any) -> Any:

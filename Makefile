@@ -1,7 +1,7 @@
 # `make help` lists what there is. PYTHON chooses the interpreter: make test PYTHON=.venv/bin/python
 PYTHON ?= python3
 
-.PHONY: help install test check format types layers cover bench bench-peers bench-gpu bench-docs docs model demo-data wheel clean
+.PHONY: help install test check format types layers cover bench bench-peers bench-gpu bench-scale bench-docs docs model demo-data wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ bench-peers:  ## the peers' environment, build/peers: torch, timm, fastembed
 
 bench-gpu:  ## ResNet-50 on this machine's GPU beside torch (MODELS: folder with resnet50.onnx)
 	$(PYTHON) benchmarks/gpu.py --models-dir $(MODELS)
+
+bench-scale:  ## the plan in docs/scale.md, measured on this machine (PHOTOS: a folder of photographs)
+	PYTHONPATH=. $(PYTHON) benchmarks/scale_measure.py --photos $(PHOTOS)
+	$(PYTHON) benchmarks/scale.py --write
 
 bench-docs:  ## the figures of docs/heads.md and docs/quantisation.md
 	$(PYTHON) benchmarks/heads.py

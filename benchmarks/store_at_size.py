@@ -221,7 +221,8 @@ def renew(store: Path, task: str) -> None:
         shutil.rmtree(fewer, ignore_errors=True)
         # Parts never change, so links do.
         shutil.copytree(store, fewer, copy_function=os.link)
-        (fewer / "index.parquet").unlink()
+        for name in ("index.parquet", ".lock"):
+            (fewer / name).unlink(missing_ok=True)
         index = Index.read(store)
         index.where(np.arange(len(index)) % 10 != 0).write(fewer)
 

@@ -16,6 +16,7 @@ _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
+_share: list[int] = []
 _UNKNOWN = 16 * 2**30
 """Bytes that are assumed where the operating system says nothing of memory."""
 
@@ -37,9 +38,16 @@ def usable_cores() -> int:
 
     The smaller of its CPU affinity and its container's quota (rounded up).
     """
+    if _share:
+        return _share[-1]
     quota = cpu_quota()
     allowed = allowed_cores()
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def take_share(cores: int) -> None:
+    """Let this process use so many cores from now on: others of its kind have the rest."""
+    _share.append(cores)
 
 
 def allowed_cores() -> int:

@@ -67,6 +67,50 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """The ``i``-th of ``n`` contiguous pieces of a listing, counted from 1.
+
+    >>> Shard.parse("2/4"), str(Shard(2, 4)), Shard(2, 4).bounds(10)
+    (Shard(i=2, n=4), '2/4', (2, 5))
+
+    Raises
+    ------
+    ValueError
+        Where ``i`` does not lie between 1 and ``n``.
+    """
+
+    i: int
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.i <= self.n:
+            raise ValueError(f"there is no shard {self}: in i/n, i goes from 1 to n")
+
+    def __str__(self) -> str:
+        return f"{self.i}/{self.n}"
+
+    @classmethod
+    def parse(cls, text: Shard | str) -> Shard:
+        """Read ``i/n``, such as ``2/4``; raise ValueError for all else."""
+        if isinstance(text, Shard):
+            return text
+        i, stroke, n = text.partition("/")
+        # Not `isdigit` alone: it holds for digits of other scripts and for exponents.
+        if not (stroke and i.isascii() and n.isascii() and i.isdigit() and n.isdigit()):
+            raise ValueError(f"a shard is given as i/n, such as 2/4, not as {text!r}")
+        if max(len(i), len(n)) > 9:
+            raise ValueError(f"a shard is one of at most 999999999, not {text!r}")
+        return cls(int(i), int(n))
+
+    def bounds(self, total: int) -> tuple[int, int]:
+        """Return where the piece begins and ends in a listing of ``total`` images.
+
+        The pieces of one ``n`` cover every listing, none twice, and differ by one image at most.
+        """
+        return (self.i - 1) * total // self.n, self.i * total // self.n
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why one image has no vector: the status for its row, and a sentence."""
 

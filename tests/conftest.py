@@ -25,6 +25,13 @@ settings.register_profile(
 settings.load_profile("featpipe")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests: at the end no process is alone with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @dataclass(frozen=True)
 class Result:
     """What one command has left: exit code, stdout, stderr."""
@@ -32,6 +39,16 @@ class Result:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Name the folder that all processes of this run share; see `vectors.made_once`."""
+    own = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+        patch.setenv("FEATPIPE_TEST_RUN", str(shared))
+        yield
 
 
 @pytest.fixture(autouse=True)

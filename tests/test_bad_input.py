@@ -408,6 +408,7 @@ def test_equal_images_under_two_labels_are_named(run_cli: Run, place: Path, phot
     assert result.err.splitlines()[0] == note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [None, "tiny"])
 def test_all_of_hymenoptera_is_embedded(
     run_cli: Run, shared: Path, place: Path, model: str | None

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from onnx import numpy_helper
-from vectors import make_store
+from vectors import hymenoptera_store, make_store
 
 from featpipe import embed, load_backbone
 from featpipe.backbones.random_weights import randomise
@@ -63,10 +63,10 @@ def test_the_verdict_is_that_of_the_interval() -> None:
 
 @pytest.fixture(scope="module")
 def hymenoptera(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
-    path = tmp_path_factory.mktemp("hymenoptera") / "store"
-    return embed(shared / "datasets/hymenoptera_data", output=path)
+    return hymenoptera_store(shared, tmp_path_factory.mktemp("hymenoptera") / "store")
 
 
+@pytest.mark.slow
 def test_transfer_leads_on_real_photographs(hymenoptera: EmbeddingStore) -> None:
     """By tens of points over raw pixels, random weights and the commonest label."""
     found = fit(hymenoptera, "logreg").report["baselines"]

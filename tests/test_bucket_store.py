@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,8 @@ from featpipe.store import (
     verify_store,
     write_parquet,
 )
+from featpipe.store.folder import cannot_read
+from featpipe.store.ranges import read_rows
 
 ROW = 27 * 4
 """Bytes of a vector of the tiny backbone."""
@@ -189,6 +192,17 @@ def test_little_is_asked_for(server: Server, there: str) -> None:
     ]
 
 
+def test_what_is_read_again_is_fetched_once_more_and_kept(
+    server: Server, there: str, here: EmbeddingStore
+) -> None:
+    """A fit reads vectors many times; a bucket is asked for all of them twice at most."""
+    store = EmbeddingStore.open(there)
+    server.requests.clear()
+    for rows in (np.arange(120), np.array([5]), np.arange(119, -1, -1), np.arange(120)):
+        assert np.array_equal(store.read(rows), here.read(rows))
+    assert len(server.requests) == 6
+
+
 def test_heads_learn_from_it(there: str, here: EmbeddingStore, tmp_path: Path, run_cli) -> None:
     """`fit` finds what it finds here; the head remembers the address."""
     options = ("--no-check", "--head", "centroid", "--cv", "2")
@@ -316,7 +330,7 @@ def test_a_storage_that_does_not_come_back_ends_the_run(
     assert result.err.startswith(f"Error: cannot write a store: {place} does not answer (")
     assert result.err.endswith("): see that it can be reached and run the same command again\n")
     assert result.err.count("\n") == 1
-    result = run_cli("info", "s3://bucket/gone")
+    result = run_cli("info", "s3://bucket/gone", "--verify")
     assert result.code == 7
     assert result.err.startswith("Error: cannot read a store: s3://bucket/gone/store.json does")
     wire.mend()
@@ -446,3 +460,22 @@ def test_an_object_is_made_once(server: Server) -> None:
         storage.read_file(place)
     with pytest.raises(storage.StorageError, match=r"^featpipe does not write to https:// addr"):
         storage.write_file("https://example.org/1", b"")
+
+
+def test_an_index_that_leads_nowhere_asks_for_nothing(server: Server, there: str) -> None:
+    """Rows that no part can have are damage, as in a store here; none is asked for."""
+    store = EmbeddingStore.open(there)
+    into = np.empty((1, 27), np.float32)
+    server.requests.clear()
+    with pytest.raises(StoreError, match=r"00000\.npy is damaged \(it has fewer rows than"):
+        read_rows(there, store.shape, np.array([0]), np.array([-1]), into)
+    assert server.requests == []
+
+
+def test_what_is_refused_says_whose_turn_it_is() -> None:
+    """A storage that says no is no damaged store."""
+    refused = PermissionError(errno.EACCES, "s3://b/x may not be read or written (Forbidden)")
+    assert str(cannot_read("s3://b/x", refused)) == (
+        "cannot read a store: s3://b/x may not be read or written (Forbidden): see what its "
+        "credentials allow"
+    )

@@ -122,6 +122,7 @@ def expected(files: dict[str, bytes], name: str) -> tuple[list[str], np.ndarray[
     return labels, found
 
 
+@pytest.mark.slow
 def test_a_picture_is_classified(bundles: dict[str, bytes]) -> None:
     """A picture that is dropped: label, every class with its probability, time, no complaint."""
     found, server = ask(

@@ -237,6 +237,7 @@ def test_unpack_into_folders_without_permission(
 # The run
 
 
+@pytest.mark.slow
 def test_demo_learns_what_raw_pixels_do_not(
     first_run: tuple[DemoResult, list[DemoEvent]],
 ) -> None:

@@ -496,6 +496,7 @@ def _many(folder: Path, count: int) -> None:
         path.write_bytes(photo + i.to_bytes(4, "big"))
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_loses_nothing_that_was_finished(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:

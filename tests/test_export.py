@@ -113,6 +113,7 @@ def test_a_model_becomes_a_backbone(tmp_path: Path, maps: bool) -> None:
     assert compare(reference(Small(maps), CARD, images), session.run(images)) > 0.999999
 
 
+@pytest.mark.no_cover
 def test_an_export_is_deterministic(tmp_path: Path) -> None:
     """Twice the same model, twice the same bytes, and no path of this machine in them."""
     first, second = tmp_path / "a.onnx", tmp_path / "sub" / "b.onnx"
@@ -212,6 +213,7 @@ def test_a_weights_package_with_another_file_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_the_built_in_backbone_can_be_rebuilt(
     checkpoint: packages.Checkpoint, tmp_path: Path
 ) -> None:

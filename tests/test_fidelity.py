@@ -40,6 +40,7 @@ def _pixels(path: Path) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + 224, top + 224)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("hymenoptera_data", 398), ("clothing_small", 872)])
 def test_vectors_are_those_of_the_source(
     shared: Path, tmp_path: Path, name: str, count: int
@@ -56,6 +57,7 @@ def test_vectors_are_those_of_the_source(
     assert cosines.mean() >= 0.9999
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("name", "photographs"), [("resnet18", 90)])
 def test_exported_vectors_are_the_librarys_own(
     shared: Path, tmp_path: Path, name: str, photographs: int

@@ -165,6 +165,7 @@ def test_a_tensorflow_graph_gives_its_own_predictions(tmp_path: Path) -> None:
 
 
 @pytest.mark.export
+@pytest.mark.no_cover
 @pytest.mark.parametrize("batch", ["dynamic", 1])
 def test_resnet18_from_torch_gives_what_torch_gives(
     tmp_path: Path, shared: Path, batch: str | int

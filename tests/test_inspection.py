@@ -99,6 +99,7 @@ def real(
     return store, [sorted(path.iterdir())[1] for path in sorted(new.iterdir())][:4]
 
 
+@pytest.mark.slow
 def test_maps_and_bias_are_the_score_on_photographs(
     real: tuple[EmbeddingStore, list[Path]],
 ) -> None:

@@ -39,6 +39,8 @@ from featpipe.backbones.runner import Precision
 from featpipe.errors import DeviceError
 from featpipe.types import Pixels
 
+pytestmark = pytest.mark.openvino
+
 REAL = pytest.mark.skipif(not is_installed("openvino"), reason="needs the package openvino")
 WITHOUT_BF16 = pytest.mark.skipif(
     openvino.accelerates_bf16() is not False, reason="this processor accelerates bf16"

@@ -441,36 +441,49 @@ def test_a_reader_beside_a_writer_gets_the_old_head_or_the_new(saved: Path, monk
 
 
 SAVING = """
-import sys
+import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 from test_persistence import head, save_head
-print("ready", flush=True)
-while True:
-    for seed in (0, 1):
-        save_head(head(seed=seed), {folder!r})
+heads = [head(seed=0), head(seed=1)]
+for _ in sys.stdin:
+    writer = os.fork()
+    while not writer:
+        for one in heads:
+            save_head(one, {folder!r})
+    print(writer, flush=True)
+    os.waitpid(writer, 0)
 """
 
 
+@pytest.mark.slow
 def test_a_head_survives_the_killing_of_its_writer(tmp_path: Path) -> None:
-    """``kill -9`` at eight moments of a process that saves two heads in turn: one of them loads."""
+    """``kill -9`` at eight moments of a process that saves two heads in turn: one of them loads.
+
+    What is killed is a fork of a process that has imported everything already.
+    """
     folder = save_head(head(), tmp_path / "head")
     either = {head(seed=0).digest, head(seed=1).digest}
     root = Path(featpipe.__file__).parents[1]
     code = SAVING.format(tests=str(Path(__file__).parent), root=str(root), folder=str(folder))
     rng = np.random.default_rng(0)
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == b"ready\n"
-            for _ in range(5):
-                assert load_head(folder).digest in either
-            time.sleep(rng.uniform(0, 0.05))
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
-        assert load_head(folder).digest in either
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for _ in range(8):
+            parent.stdin.write(b"\n")
+            parent.stdin.flush()
+            writer = int(parent.stdout.readline())
+            try:
+                for _ in range(3):
+                    assert load_head(folder).digest in either
+                time.sleep(rng.uniform(0, 0.05))
+            finally:
+                os.kill(writer, signal.SIGKILL)
+            assert load_head(folder).digest in either
+        parent.stdin.close()
+    assert parent.returncode == 0
 
 
 def test_the_newest_head_is_the_one_written_last(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from vectors import demo_vectors, make_store, small
+from vectors import demo_vectors, hymenoptera_store, make_store, small
 
 import featpipe
 from featpipe import embed
@@ -836,11 +836,10 @@ def test_figures_are_those_of_the_metrics() -> None:
 # Real photographs
 
 
+@pytest.mark.slow
 def test_ants_and_bees_by_every_protocol(shared: Path, tmp_path: Path) -> None:
     """The photographs of hymenoptera_data: their split val is measured on, above 90 %."""
-    from featpipe.embedding import embed
-
-    store = embed(shared / "datasets" / "hymenoptera_data", output=tmp_path / "s", device="cpu")
+    store = hymenoptera_store(shared, tmp_path / "s")
     for name in NAMES:
         found = probe(store, name)
         assert (found.split, found.figures.n_samples, found.images["final"]) == ("val", 153, 245)

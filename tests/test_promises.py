@@ -126,6 +126,7 @@ def whole_way(tmp_path_factory: pytest.TempPathFactory) -> WholeWay:
     return WholeWay(root, seen, trace.read_text(errors="replace") if traced else None)
 
 
+@pytest.mark.slow
 def test_the_whole_way_works_without_a_network(whole_way: WholeWay) -> None:
     """In a fresh home and without a network all four commands end with code 0."""
     assert whole_way.seen["codes"] == [0, 0, 0, 0]

@@ -88,6 +88,7 @@ def test_the_readme_has_its_parts() -> None:
     assert "featpipe demo" in ours
 
 
+@pytest.mark.slow
 def test_commands_run_as_they_stand(
     run_cli: Callable[..., Result], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 from browser import ask, needs_browser
 from PIL import Image
 from test_quality import re_encode
-from vectors import make_store
+from vectors import hymenoptera_store, make_store
 
 from featpipe import embed, evaluate, load_head
 from featpipe.errors import FeatpipeError, FingerprintError, HeadError, LabelError
@@ -76,13 +76,14 @@ def read(path: Path) -> Page:
 def hymenoptera(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a store, a head and its report on real photographs."""
     folder = tmp_path_factory.mktemp("hymenoptera")
-    store = embed(shared / "datasets/hymenoptera_data", output=folder / "store")
+    store = hymenoptera_store(shared, folder / "store")
     trained = train(store)
     trained.head.save(folder / "head")
     write_report(trained.head, store, folder / "report.html", trained=trained)
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_says_what_fit_has_measured(hymenoptera: Path) -> None:
     """Figures, intervals, method and verdict stand on it; nothing was found amiss."""
     head, page = load_head(hymenoptera / "head"), read(hymenoptera / "report.html")

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from featpipe import embed, fit, load_backbone, load_head, score
 from featpipe._files import escape_path, guard_cell, lock, unescape_path, unguard_cell
+from featpipe.embedding import stream
 from featpipe.errors import (
     BackboneError,
     FingerprintError,
@@ -394,7 +395,8 @@ def test_vectors_that_are_not_finite(photos: Path, tmp_path: Path) -> None:
     backbone = load_backbone(tmp_path / "infinite.onnx")
     source = open_source(photos)
     rule = Rule(("a", "b"), 0, None)
-    batches = predict(source, source, backbone, backbone.open_session("cpu"), Picky(), rule)
+    embedded = stream(source, source, backbone, backbone.open_session("cpu"))
+    batches = predict(embedded, Picky(), rule)
     rows = [row for batch in batches for row in batch.rows]
     assert len(rows) == 10
     assert {(row.status, row.reason) for row in rows} == {

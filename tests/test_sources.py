@@ -269,15 +269,26 @@ def test_damaged_parquet_is_a_sentence(tmp_path: Path) -> None:
         list(open_source(table))
 
 
-def test_zip_archives_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What to do instead is said."""
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "ftp://host/set",
+            "featpipe does not read ftp:// addresses: it reads s3://, gs://, gcs://, http://, "
+            "https://",
+        ),
+        ("set.zip", "featpipe reads no zip archives: unpack set.zip and give the folder"),
+    ],
+)
+def test_kinds_that_are_not_read_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    """And what to do instead."""
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "set.zip")
     with pytest.raises(SourceError) as caught:
-        open_source("set.zip")
-    assert str(caught.value) == (
-        "featpipe reads no zip archives: unpack set.zip and give the folder"
-    )
+        open_source(name)
+    assert str(caught.value) == message
 
 
 def test_labels_from_a_table_beside_the_images(tmp_path: Path) -> None:

@@ -20,14 +20,13 @@ from featpipe.sources import containers, open_source, tar
 from featpipe.sources.base import Source
 from featpipe.sources.headers import DamagedTarError, Member, read_headers
 from featpipe.sources.listings import listing_folder
-from featpipe.sources.shards import (
+from featpipe.sources.names import (
     distinct_names,
     expanded,
     has_braces,
-    splits_of_names,
     stem_of,
 )
-from featpipe.sources.trees import Tree
+from featpipe.sources.places import Tree, splits_of_names
 from featpipe.store import EmbeddingStore
 
 Run = Callable[..., Result]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe._files import content_key
+from featpipe._files import content_key, lock
 from featpipe.store import EmbeddingStore, Index, Manifest, Outcome, StoreWriter
 from featpipe.types import ImageRef
+
+RUN = "FEATPIPE_TEST_RUN"
+"""Names the folder of one run of the tests; `conftest` sets it."""
 
 
 def card(
@@ -64,11 +69,36 @@ def demo_vectors() -> tuple[NDArray[np.float32], list[str], list[str]]:
     from featpipe.demo.dataset import unpack
     from featpipe.embedding import embed
 
-    with tempfile.TemporaryDirectory() as folder:
-        images = unpack(Path(folder) / "surfaces").images
-        store = embed(images, output=Path(folder) / "store", device="cpu")
-        X = np.array(store.X, dtype=np.float32)
-        return X, [str(v) for v in store.labels()], [str(v) for v in store.splits]
+    def make(folder: Path) -> None:
+        images = unpack(folder / "surfaces").images
+        embed(images, output=folder / "store", device="cpu")
+
+    store = EmbeddingStore.open(made_once("demo", make) / "store")
+    X = np.array(store.X, dtype=np.float32)
+    return X, [str(v) for v in store.labels()], [str(v) for v in store.splits]
+
+
+def hymenoptera_store(shared: Path, path: Path) -> EmbeddingStore:
+    """Return a store at ``path`` of hymenoptera_data, 398 photographs, by the built-in backbone."""
+    from featpipe.embedding import embed
+
+    def make(folder: Path) -> None:
+        embed(shared / "datasets" / "hymenoptera_data", output=folder / "store", device="cpu")
+
+    # A copy: what learns on a store keeps the vectors of its baselines there.
+    shutil.copytree(made_once("hymenoptera", make) / "store", path)
+    return EmbeddingStore.open(path)
+
+
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that ``make`` has filled, once for all processes of one run of the tests."""
+    folder = Path(os.environ[RUN]) / name
+    with lock(folder.with_name(f"{name}.lock"), what=name, timeout=600):
+        if not folder.exists():
+            part = Path(tempfile.mkdtemp(dir=folder.parent))
+            make(part)
+            part.rename(folder)
+    return folder
 
 
 def small(n_classes: int, per_class: int, seed: int = 0) -> tuple[NDArray[np.float32], list[str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from featpipe._files import printable
-from featpipe.types import Progress, ProgressCallback
+from featpipe.types import Progress, ProgressCallback, Shard
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -146,6 +146,24 @@ def models_dir_option(command: _F) -> _F:
     )(command)
 
 
+def _shard(_context: click.Context, _option: click.Parameter, value: str | None) -> Shard | None:
+    try:
+        return None if value is None else Shard.parse(value)
+    except ValueError as exc:
+        raise click.BadParameter(printable(str(exc))) from exc
+
+
+def shard_option(command: _F) -> _F:
+    """``--shard``: one piece of a source, for job arrays."""
+    return click.option(
+        "--shard",
+        callback=_shard,
+        metavar="I/N",
+        help="Take the I-th of N pieces of SOURCE alone, such as 2/4; each needs an output of its "
+        "own.",
+    )(command)
+
+
 def device_options(command: _F) -> _F:
     """``--device``, ``--precision``, ``--batch-size``, ``--workers``."""
     for option in reversed(
@@ -176,6 +194,28 @@ def device_options(command: _F) -> _F:
     ):
         command = option(command)
     return command
+
+
+def engine_options(command: _F) -> _F:
+    """``--engine``, ``--address``."""
+    command = click.option(
+        "--address",
+        metavar="auto|HOST:PORT|ray://…",
+        help="The Ray cluster to join. [default: one on this machine, for this run]",
+    )(command)
+    return click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Who embeds: threads of this process, or workers of a Ray cluster.",
+    )(command)
+
+
+def check_address(engine: str, address: str | None) -> None:
+    """Refuse the address of a cluster that nobody would join."""
+    if address is not None and engine != "ray":
+        raise click.UsageError("--address is that of a Ray cluster: give --engine ray, too")
 
 
 @contextmanager

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from featpipe.commands._common import (
     STORE,
+    check_address,
     debug_option,
     device_options,
+    engine_options,
     models_dir_option,
     print_json,
     progress_display,
     say,
+    shard_option,
 )
 
 if TYPE_CHECKING:
     from featpipe.embedding import EmbedReport
+    from featpipe.types import Shard
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,8 +38,8 @@ if TYPE_CHECKING:
     "--output",
     type=STORE,
     metavar="STORE",
-    help="Where the vectors go: a folder, or s3://bucket/folder. "
-    "[default: embeddings/<source>-<model>/]",
+    help="Where the vectors go: a folder, or s3://bucket/folder. [default: "
+    "embeddings/<source>-<model>/; for a shard embeddings/<source>-<model>.shards/<i>-of-<n>/]",
 )
 @click.option("--labels", type=click.Path(path_type=Path), metavar="TABLE", help="CSV or Parquet.")
 @click.option(
@@ -45,9 +49,11 @@ if TYPE_CHECKING:
     "[default: that of the last run, else group]",
 )
 @device_options
+@engine_options
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored vectors.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
 @click.option("--max-failures", type=click.IntRange(0), metavar="N", help="Stop after more than N.")
+@shard_option
 @click.option("--rehash", is_flag=True, help="Open every file, even where it looks unchanged.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @debug_option
@@ -62,9 +68,12 @@ def embed(
     precision: str,
     batch_size: int | None,
     workers: int | None,
+    engine: Literal["local", "ray"],
+    address: str | None,
     dtype: str | None,
     strict: bool,
     max_failures: int | None,
+    shard: Shard | None,
     rehash: bool,
     as_json: bool,
 ) -> int:
@@ -78,6 +87,7 @@ def embed(
     """
     from featpipe.embedding import EmbedOptions, run_embedding
 
+    check_address(engine, address)
     options = EmbedOptions(
         device=device,
         precision=precision,
@@ -88,6 +98,9 @@ def embed(
         max_failures=max_failures,
         rehash=rehash,
         models_dir=models_dir,
+        shard=shard,
+        engine=engine,
+        address=address,
     )
     with progress_display() as progress:
         report = run_embedding(

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 import click
 
 from featpipe.commands._common import (
+    check_address,
     debug_option,
     device_options,
+    engine_options,
     models_dir_option,
     newest_head_said,
     probability,
     progress_display,
     say,
+    shard_option,
 )
 
 if TYPE_CHECKING:
     from featpipe.scoring import ScoreSummary
+    from featpipe.types import Shard
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,7 +85,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep the promise of --conformal in each class, not over all images together.",
 )
+@shard_option
 @device_options
+@engine_options
 @debug_option
 def score(
     source: str,
@@ -95,10 +101,13 @@ def score(
     reject: float | None,
     conformal: float | None,
     conformal_per_class: bool,
+    shard: Shard | None,
     device: str,
     precision: str,
     batch_size: int | None,
     workers: int | None,
+    engine: str,
+    address: str | None,
 ) -> int:
     """Classify the images of SOURCE, one row each.
 
@@ -118,6 +127,7 @@ def score(
         raise click.UsageError(
             "--conformal-per-class says how --conformal is meant: give that, too"
         )
+    check_address(engine, address)
     with progress_display(quiet=output == "-") as progress:
         summary = run_score(
             source,
@@ -136,6 +146,9 @@ def score(
             batch_size=batch_size,
             workers=workers,
             models_dir=models_dir,
+            shard=shard,
+            engine=engine,
+            address=address,
         )
     tell(summary)
     return summary.exit_code

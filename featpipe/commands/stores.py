@@ -48,6 +48,7 @@ def describe(store: EmbeddingStore) -> dict[str, Any]:
     return {
         "store": str(store.path),
         "source": store.source,
+        "shard": None if store.manifest.shard is None else str(store.manifest.shard),
         "backbone": store.manifest.name,
         "fingerprint": store.fingerprint,
         "dimension": store.dimension,
@@ -75,7 +76,8 @@ def _lines(described: dict[str, Any]) -> list[str]:
     groups, column = str(described["groups"] or "none"), described["group_column"]
     lines = [
         f"store      {printable(described['store'])} ({described['bytes'] / 1e6:,.1f} MB)",
-        f"source     {printable(described['source'])}",
+        f"source     {printable(described['source'])}"
+        + (f" (shard {described['shard']})" if described["shard"] else ""),
         f"backbone   {printable(described['backbone'])} ({described['fingerprint'][:12]})",
         f"vectors    {described['vectors']} × {described['dimension']} {described['dtype']}",
         f"contents   {described['distinct_contents']} distinct",
@@ -107,10 +109,17 @@ def _counts(counts: dict[str, int]) -> str:
 @click.argument("stores", nargs=-1, required=True, type=STORE)
 @debug_option
 def merge(output: Path | str, stores: tuple[Path | str, ...]) -> None:
-    """Join STORES of one backbone into OUTPUT."""
-    from featpipe.store import merge_stores
+    """Join STORES of one backbone into OUTPUT.
+
+    Shards of one source (featpipe embed --shard i/n) may be given in any order: OUTPUT is what
+    one run over the whole source would have written, and featpipe embed SOURCE -o OUTPUT goes on
+    from it. A shard that is missing is named.
+    """
+    from featpipe.store import Manifest, located, merge_stores, shard_notes
 
     merged = merge_stores(output, stores)
+    for note in shard_notes([Manifest.read(located(store)) for store in stores]):
+        say(f"Note: {note}.")
     what = "store" if len(stores) == 1 else "stores"
     say(f"{len(merged)} images from {len(stores)} {what} → {output}")
 

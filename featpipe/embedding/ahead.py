@@ -7,6 +7,8 @@ compute. What has been asked for and not yet used is bounded by number and by by
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from threading import Event
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -54,6 +56,23 @@ class ReadAhead:
         if self._threads is None:
             return None
         return tuple(self._threads.submit(self._read, ref) for ref in refs)
+
+    def of(
+        self, batches: Iterator[tuple[tuple[int, ...], tuple[ImageRef, ...]]]
+    ) -> Iterator[tuple[tuple[int, ...], tuple[ImageRef, ...], tuple[Reading, ...] | None]]:
+        """Yield batches of positions and images with their readings, the next ones begun."""
+        waiting: deque[tuple[tuple[int, ...], tuple[ImageRef, ...], tuple[Reading, ...] | None]] = (
+            deque()
+        )
+        count = held = 0
+        for positions, refs in batches:
+            waiting.append((positions, refs, self.begin(refs)))
+            count, held = count + len(refs), held + bytes_ahead(refs)
+            while waiting and not self.has_room(count, held):
+                first = waiting.popleft()
+                count, held = count - len(first[1]), held - bytes_ahead(first[1])
+                yield first
+        yield from waiting
 
     def has_room(self, waiting: int, n_bytes: int) -> bool:
         """Tell whether more should be asked for, where so many images and bytes wait."""

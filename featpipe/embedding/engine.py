@@ -91,7 +91,7 @@ def stream(
     """
     count = workers or usable_cores()
     size = batch_size or _even_size(session, total, count)
-    worker = _Worker(source, backbone, session, wanted)
+    embedder = Embedder(source, backbone, session, wanted)
     iterator = iter(refs)
     pending: deque[tuple[Task[EmbeddedBatch], int]] = deque()
     held = 0
@@ -102,7 +102,8 @@ def stream(
             while (len(pending) < 2 * needed + 1 or ahead.has_room(len(pending) * size, held)) and (
                 batch := tuple(islice(iterator, size))
             ):
-                pending.append((pool.submit(worker, batch, ahead.begin(batch)), bytes_ahead(batch)))
+                task = pool.submit(embedder, batch, ahead.begin(batch))
+                pending.append((task, bytes_ahead(batch)))
                 held += pending[-1][1]
             if not pending:
                 return
@@ -123,11 +124,15 @@ def _even_size(session: Session, total: int | None, count: int) -> int:
     return -(-total // (rounds * count))
 
 
-class _Worker:
-    """Takes one batch through all stages; shared by the threads, holds no state of its own."""
+class Embedder:
+    """Takes one batch through all stages: the work, which does not know where it is done.
+
+    Threads share one, as it holds no state of its own; workers on other machines have one each.
+    ``wanted`` is as in `stream`.
+    """
 
     def __init__(
-        self, source: Source, backbone: Backbone, session: Session, wanted: Wanted | None
+        self, source: Source, backbone: Backbone, session: Session, wanted: Wanted | None = None
     ) -> None:
         self._source, self._session = source, session
         self._rule, self._dimension = backbone.card.resize, backbone.dimension
@@ -136,6 +141,10 @@ class _Worker:
     def __call__(
         self, refs: tuple[ImageRef, ...], readings: tuple[Reading, ...] | None = None
     ) -> EmbeddedBatch:
+        """Embed one batch; an image that fails is a record, never an exception.
+
+        ``readings`` give the bytes, where they have been asked for before.
+        """
         side = self._rule.crop
         pixels = np.empty((len(refs), side, side, 3), dtype=np.uint8)
         keys: list[Key | None] = []

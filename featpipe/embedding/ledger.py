@@ -80,6 +80,25 @@ class Ledger:
             elif key is not None:
                 self._finish(at, key, shape)
 
+    def take_result(self, result: pa.Table) -> None:
+        """Note what became of the images of a block, whose part is on disk.
+
+        Two blocks may have computed one content; the index refers to the first that came.
+        """
+        own = set[int]()
+        for row in result.to_pylist():
+            at, key, shape = row["position"], row["key"], (row["width"], row["height"])
+            if row["status"] != "ok":
+                self._fail(at, key, Failure(row["status"], row["reason"]))
+            elif row["row"] is None or row["row"] in own:
+                self._take_known(at, key, shape)
+            else:
+                own.add(row["row"])
+                if key not in self._writer.places:
+                    self._writer.places[key] = (row["part"], row["row"])
+                self.computed += 1
+                self._finish(at, key, shape)
+
     def settle(self) -> None:
         """Give the images whose content another image has brought in what that one got."""
         waiting, self._waiting = self._waiting, []

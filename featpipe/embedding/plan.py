@@ -48,10 +48,14 @@ class Plan:
 
     def refs(self) -> Iterator[ImageRef]:
         """Yield the images that must be opened."""
+        return in_objects(self.to_open())
+
+    def to_open(self) -> pa.Table:
+        """Return the part of the listing that must be opened, in its order."""
         is_missing = np.zeros(len(self), dtype=bool)
         is_missing[self.missing] = True
         # Not `take`: that would copy the listing into one chunk, whatever it takes.
-        return in_objects(self.listed.filter(pa.array(is_missing)))
+        return self.listed.filter(pa.array(is_missing))
 
     def path(self, position: int) -> str:
         """Return the path of one image."""

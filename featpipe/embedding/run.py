@@ -7,18 +7,27 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featpipe._files import printable, slug
 from featpipe.backbones import Backbone, load_backbone
-from featpipe.embedding.engine import stream
+from featpipe.embedding.choice import EngineName, check_engine, make_engine
+from featpipe.embedding.engines import Engine
 from featpipe.embedding.ledger import Ledger, Limit
 from featpipe.embedding.plan import Plan, make_plan
 from featpipe.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, StoreError, TooManyFailuresError
-from featpipe.images import decoder_versions
-from featpipe.sources import Source, SourceLike, grouped, open_source
+from featpipe.sources import (
+    Source,
+    SourceLike,
+    empty_piece,
+    grouped,
+    open_source,
+    require_images,
+    sharded,
+)
 from featpipe.store import (
     MERGED,
     EmbeddingStore,
@@ -28,11 +37,9 @@ from featpipe.store import (
     StoreWriter,
     index_conflicts,
     located,
+    refuse_other_shard,
 )
-from featpipe.types import Progress, ProgressCallback
-
-if TYPE_CHECKING:
-    from featpipe.backbones.session import Session
+from featpipe.types import Progress, ProgressCallback, Shard
 
 DEFAULT_FOLDER = Path("embeddings")
 _CHECKPOINT_SECONDS = 20.0
@@ -57,8 +64,12 @@ class EmbedOptions:
     prune: bool = True
     lock_timeout: float = 0.0
     models_dir: str | os.PathLike[str] | None = None
+    shard: Shard | str | None = None
+    engine: EngineName = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.address)
         if self.dtype not in {None, "float32", "float16"}:
             raise ValueError(f"dtype must be float32 or float16, not {self.dtype!r}")
         for name in ("batch_size", "workers"):
@@ -67,6 +78,12 @@ class EmbedOptions:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
         if self.max_failures is not None and self.max_failures < 0:
             raise ValueError(f"max_failures must be 0 or more, not {self.max_failures}")
+        _ = self.piece
+
+    @property
+    def piece(self) -> Shard | None:
+        """The shard as a record."""
+        return None if self.shard is None else Shard.parse(self.shard)
 
     @property
     def limit(self) -> Limit:
@@ -126,6 +143,7 @@ class EmbedReport:
             "fingerprint": manifest.fingerprint,
             "dimension": manifest.dimension,
             "dtype": manifest.dtype,
+            "shard": None if manifest.shard is None else str(manifest.shard),
             "images": self.images,
             "unchanged": self.unchanged,
             "opened": self.opened,
@@ -181,7 +199,11 @@ def embed(
         ``dtype`` ("float32", "float16"), ``strict`` (stop at the first failure),
         ``max_failures``, ``rehash`` (open every file again), ``prune`` (False keeps the rows
         of images that the source does not list), ``lock_timeout`` (seconds to wait for another
-        writer), ``models_dir`` (a folder of backbones, before all others).
+        writer), ``models_dir`` (a folder of backbones, before all others), ``shard`` ("2/4" or
+        a `Shard`: of the listing the second of four pieces alone; the default store is
+        ``embeddings/<source>-<model>.shards/2-of-4/`` then, and `featpipe.store.merge_stores`
+        joins them), ``engine`` ("local", "ray") and ``address`` (of a Ray cluster; see
+        docs/scale.md).
 
     Returns
     -------
@@ -215,18 +237,25 @@ def run_embedding(
 ) -> EmbedReport:
     """Do what `embed` does, and tell what was done."""
     options = options or EmbedOptions()
-    opened = open_source(source, labels, group or None)
+    opened = sharded(open_source(source, labels, group or None), options.piece)
     backbone = model if isinstance(model, Backbone) else load_backbone(model, options.models_dir)
     path = default_store(opened, backbone) if output is None else located(output)
     former = Manifest.find(path)
     dtype = options.dtype or (former.dtype if former else "float32")
-    if options.prune:
-        _refuse_other_source(path, opened, former)
-    session = None if _can_wait(former, options) else _open_session(backbone, options)
-    opened, column, told = _grouped(opened, group, former.group if former else None)
-    manifest = Manifest(backbone.card.to_json(), dtype, opened.location, (), column)
-    with StoreWriter.opened(path, manifest, timeout=options.lock_timeout) as writer:
-        report = _Run(opened, backbone, session, writer, options, progress).go()
+    admit = partial(_refuse_other, path, opened) if options.prune else None
+    if former is not None and admit is not None:
+        admit(former)
+    with closing(_engine(opened, backbone, options)) as engine:
+        if not _can_wait(former, options):
+            engine.open()
+        opened, column, told = _grouped(opened, group, former.group if former else None)
+        shard = _shard_held(former, opened.piece, options)
+        whole = None if shard is None else opened.whole
+        card, wait = backbone.card.to_json(), options.lock_timeout
+        manifest = Manifest(card, dtype, opened.location, (), column, shard, whole)
+        # Another process may have made the store meanwhile: what is there is looked at once more.
+        with StoreWriter.opened(path, manifest, timeout=wait, admit=admit) as writer:
+            report = _Run(opened, engine, writer, options, progress).go()
     return replace(report, notes=(*told, *report.notes))
 
 
@@ -260,26 +289,49 @@ def _can_wait(former: Manifest | None, options: EmbedOptions) -> bool:
     return is_sure and former is not None
 
 
-def _open_session(backbone: Backbone, options: EmbedOptions) -> Session:
-    return backbone.open_session(options.device, options.precision)
+def _engine(source: Source, backbone: Backbone, options: EmbedOptions) -> Engine:
+    return make_engine(
+        options.engine,
+        source,
+        backbone,
+        address=options.address,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
 
 
 def default_store(source: Source, backbone: Backbone) -> Path:
-    """Return ``embeddings/<source>-<model>``."""
-    return DEFAULT_FOLDER / f"{slug(source.name, 'images')}-{backbone.card.name}"
+    """Return ``embeddings/<source>-<model>``, and for a shard ``….shards/2-of-4`` beside it.
+
+    One folder deeper, a shard is not taken for the newest store by who names none.
+    """
+    name = f"{slug(source.name, 'images')}-{backbone.card.name}"
+    if source.piece is None:
+        return DEFAULT_FOLDER / name
+    i, n = source.piece.i, source.piece.n
+    return DEFAULT_FOLDER / f"{name}.shards" / f"{i:0{len(str(n))}d}-of-{n}"
 
 
-def _refuse_other_source(path: Place, source: Source, found: Manifest | None) -> None:
-    """Keep a store from being overwritten by a namesake of its source."""
-    if found is None:
-        return
-    former = found.source
+def _refuse_other(path: Place, source: Source, former: Manifest) -> None:
+    """Keep a store from being overwritten by a namesake of its source, or another piece of it."""
+    held = former.source
     # A merged store has several sources, which no single one may replace.
-    if former != source.location and (MERGED in former or os.path.exists(former)):
+    if held != source.location and (MERGED in held or os.path.exists(held)):
         raise StoreError(
-            f"{printable(str(path))} holds the images of {printable(former)}, not of "
+            f"{printable(str(path))} holds the images of {printable(held)}, not of "
             f"{printable(source.location)}: give another store with -o"
         )
+    refuse_other_shard(path, former, source.piece)
+
+
+def _shard_held(
+    former: Manifest | None, asked: Shard | None, options: EmbedOptions
+) -> Shard | None:
+    """Return the shard that a store holds after the run; none where rows of others stay in it."""
+    is_mixed = former is not None and former.shard != asked and not options.prune
+    return None if is_mixed else asked
 
 
 class _Run:
@@ -288,13 +340,12 @@ class _Run:
     def __init__(
         self,
         source: Source,
-        backbone: Backbone,
-        session: Session | None,
+        engine: Engine,
         writer: StoreWriter,
         options: EmbedOptions,
         progress: ProgressCallback | None,
     ) -> None:
-        self._source, self._backbone, self._session = source, backbone, session
+        self._source, self._engine = source, engine
         self._writer, self._options, self._progress = writer, options, progress
         self._saved = time.monotonic()
 
@@ -308,7 +359,7 @@ class _Run:
             progress=self._progress,
         )
         if not len(plan):
-            raise SourceError(self._source.nothing_found())
+            require_images(self._source)
         ledger = Ledger(plan, self._writer, self._options.limit)
         with self._committed(ledger):
             ledger.count_known_failures()
@@ -326,8 +377,13 @@ class _Run:
             failed=ledger.failed,
             removed=len(plan.gone()) if self._options.prune else 0,
             seconds=time.monotonic() - start,
-            device=_NOT_STARTED if self._session is None else self._session.why,
-            notes=(*self._writer.notes, *self._source.notes, *index_conflicts(listed)),
+            device=self._engine.why or _NOT_STARTED,
+            notes=(
+                *self._writer.notes,
+                *empty_piece(self._source, len(plan)),
+                *self._source.notes,
+                *index_conflicts(listed),
+            ),
         )
 
     @contextmanager
@@ -347,25 +403,12 @@ class _Run:
         self._writer.commit(ledger.index(prune=self._options.prune))
 
     def _compute(self, plan: Plan, ledger: Ledger) -> None:
-        session = self._session = self._session or _open_session(self._backbone, self._options)
-        engine = {"provider": session.provider, "precision": session.precision}
-        self._writer.record({**engine, **session.versions, **decoder_versions()})
-        batches = stream(
-            self._source,
-            plan.refs(),
-            self._backbone,
-            session,
-            batch_size=self._options.batch_size,
-            workers=self._options.workers,
-            wanted=ledger.claim,
-            total=len(plan.missing),
-        )
-        with closing(batches):
-            for batch in batches:
-                ledger.take(batch)
+        self._engine.open()
+        self._writer.record(self._engine.versions)
+        with closing(self._engine.fill(plan, ledger, self._writer)) as steps:
+            for _ in steps:
                 self._tell(plan, ledger)
                 self._checkpoint(ledger)
-        ledger.settle()
         self._tell(plan, ledger)
 
     def _checkpoint(self, ledger: Ledger) -> None:

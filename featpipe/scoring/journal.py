@@ -41,6 +41,7 @@ class Identity:
     threshold: float | None
     reject: float | None = None
     conformal: str | None = None
+    shard: str | None = None
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return the names of the fields in which a journal's first line differs."""

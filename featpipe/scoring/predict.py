@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 from featpipe._files import printable
 from featpipe.backbones import Backbone, load_backbone
-from featpipe.embedding import EmbeddedBatch, stream
+from featpipe.embedding import EmbeddedBatch
 from featpipe.errors import BackboneError, FingerprintError
 from featpipe.scoring.prediction import (
     Prediction,
@@ -24,11 +24,9 @@ from featpipe.scoring.prediction import (
     set_of,
     unscorable_prediction,
 )
-from featpipe.sources import Source
 from featpipe.types import Failure, ImageRef, Vectors
 
 if TYPE_CHECKING:
-    from featpipe.backbones.session import Session
     from featpipe.heads import Head
     from featpipe.ood import Novelty
 
@@ -113,26 +111,20 @@ def _load(
 
 
 def predict(
-    source: Source,
-    refs: Iterable[ImageRef],
-    backbone: Backbone,
-    session: Session,
+    batches: Generator[EmbeddedBatch, None, None],
     classifier: Classifier,
     rule: Rule,
     *,
-    batch_size: int | None = None,
-    workers: int | None = None,
     group: int = 1,
     novelty: Novelty | None = None,
 ) -> Iterator[Batch]:
-    """Embed and classify images as they come, in order, with bounded memory.
+    """Classify images as they come from an engine, in order, with bounded memory.
 
     Where there is a ``novelty``, each row says how strange its image is.
 
     The head is called once for every ``group`` batches of the backbone: a call of kNN costs
     12 ms for 8 rows as for 64.
     """
-    batches = stream(source, refs, backbone, session, batch_size=batch_size, workers=workers)
     # One thread: the pools of BLAS and OpenMP would wait, spinning, beside threads that decode
     # and embed (measured for kNN: 40 ms a call, against 12).
     pools = ThreadpoolController()

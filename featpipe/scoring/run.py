@@ -10,15 +10,15 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featpipe._files import printable
 from featpipe.backbones import Backbone
+from featpipe.embedding import Engine, EngineName, check_engine, make_engine
 from featpipe.errors import (
     EXIT_OK,
     EXIT_SOME_FAILED,
     HeadError,
-    SourceError,
     TooManyFailuresError,
 )
 from featpipe.heads import Head, load_head, newest_head
@@ -28,11 +28,8 @@ from featpipe.scoring.output import open_target
 from featpipe.scoring.predict import Batch, Rule, backbone_of, predict
 from featpipe.scoring.prediction import ANSWERED, Prediction
 from featpipe.scoring.sets import Sets, said
-from featpipe.sources import Source, SourceLike, open_source
-from featpipe.types import ImageRef, Progress, ProgressCallback
-
-if TYPE_CHECKING:
-    from featpipe.backbones.session import Session
+from featpipe.sources import Source, SourceLike, empty_piece, open_source, require_images, sharded
+from featpipe.types import ImageRef, Progress, ProgressCallback, Shard
 
 _SHOWN_FAILURES = 10
 _ROWS_A_CALL = 32
@@ -54,8 +51,12 @@ class ScoreOptions:
     models_dir: str | os.PathLike[str] | None = None
     conformal: float | None = None
     conformal_per_class: bool = False
+    shard: Shard | str | None = None
+    engine: EngineName = "local"
+    address: str | None = None
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.address)
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 or more, not {self.top_k}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -64,6 +65,12 @@ class ScoreOptions:
             raise ValueError(f"reject must lie between 0 and 1, not {self.reject:g}")
         if self.conformal_per_class and self.conformal is None:
             raise ValueError("conformal_per_class says how conformal is meant: give that, too")
+        _ = self.piece
+
+    @property
+    def piece(self) -> Shard | None:
+        """The shard as a record."""
+        return None if self.shard is None else Shard.parse(self.shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +174,9 @@ def score(
         class), ``device``, ``precision``,
         ``workers`` (as in `featpipe.embed`), ``batch_size`` (images a call of backbone and
         head: rows leave batch by batch), ``max_failures``, ``models_dir`` (a folder of
-        backbones, before all others).
+        backbones, before all others), ``shard`` ("2/4" or a `Shard`: the second of four pieces
+        of the listing alone; each needs an output of its own), ``engine`` and ``address`` (as in
+        `featpipe.embed`).
 
     Returns
     -------
@@ -218,7 +227,7 @@ def predictions(
     """
     asked = ScoreOptions(**options)
     run = _Run(_Setup.of(source, head, model, asked), asked, None)
-    return (row for batch in run.batches(run.listed()) for row in batch.rows)
+    return run.rows(run.listed())
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +237,7 @@ class _Setup:
     source: Source
     head: Head
     backbone: Backbone
-    session: Session
+    engine: Engine
     sets: Sets | None
 
     @classmethod
@@ -243,9 +252,19 @@ class _Setup:
         _check_rejecting(loaded, options.reject)
         sets = Sets.of(loaded, options.conformal, per_class=options.conformal_per_class)
         backbone = backbone_of(loaded, model, options.models_dir)
-        opened = open_source(source)
-        session = backbone.open_session(options.device, options.precision)
-        return cls(opened, loaded, backbone, session, sets)
+        opened = sharded(open_source(source), options.piece)
+        engine = make_engine(
+            options.engine,
+            opened,
+            backbone,
+            address=options.address,
+            device=options.device,
+            precision=options.precision,
+            batch_size=options.batch_size,
+            workers=options.workers,
+        )
+        engine.open()
+        return cls(opened, loaded, backbone, engine, sets)
 
 
 def _load(head: Head | str | os.PathLike[str] | None) -> Head:
@@ -284,11 +303,14 @@ class _Run:
 
     def into(self, output: str | None, form: Format) -> ScoreSummary:
         """Do all of it, and write the rows batch by batch."""
+        with closing(self._setup.engine):
+            return self._into(output, form)
+
+    def _into(self, output: str | None, form: Format) -> ScoreSummary:
         begun = time.monotonic()
         setup, listed = self._setup, self.listed()
-        step = (self._options.batch_size or setup.session.batch_size) * self._group
         with open_target(output, form, self._rule.top_k, self._identity()) as target:
-            rest = target.resume(listed, step)
+            rest = target.resume(listed, self._step)
             self._counts.update(target.counts)
             self._sizes.update(target.sizes)
             if resumed := self._counts.total():
@@ -306,10 +328,15 @@ class _Run:
             failed=self._failed,
             resumed=resumed,
             seconds=time.monotonic() - begun,
-            device=setup.session.why,
+            device=setup.engine.why or "",
             failures=tuple(self._failures),
             predictions=tuple(target.predictions),
-            notes=(*self._notes(), *target.notes, *setup.source.notes),
+            notes=(
+                *self._notes(),
+                *target.notes,
+                *empty_piece(setup.source, self._counts.total()),
+                *setup.source.notes,
+            ),
             set_sizes=None if setup.sets is None else dict(sorted(self._sizes.items())),
         )
 
@@ -322,23 +349,22 @@ class _Run:
         refs = iter(self._setup.source)
         first = next(refs, None)
         if first is None:
-            raise SourceError(self._setup.source.nothing_found())
+            require_images(self._setup.source)
+            return refs
         return chain((first,), refs)
+
+    def rows(self, refs: Iterable[ImageRef]) -> Iterator[Prediction]:
+        """Yield row by row what is not written anywhere."""
+        with closing(self._setup.engine), closing(self.batches(refs)) as batches:
+            for batch in batches:
+                yield from batch.rows
 
     def batches(self, refs: Iterable[ImageRef]) -> Generator[Batch, None, None]:
         """Score images in order, and count."""
-        setup, options = self._setup, self._options
+        setup = self._setup
+        embedded = setup.engine.stream(refs, self._step)
         for batch in predict(
-            setup.source,
-            refs,
-            setup.backbone,
-            setup.session,
-            setup.head,
-            self._rule,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            group=self._group,
-            novelty=setup.head.novelty,
+            embedded, setup.head, self._rule, group=self._group, novelty=setup.head.novelty
         ):
             for row in batch.rows:
                 self._count(row)
@@ -352,7 +378,12 @@ class _Run:
         """Batches of the backbone that the head classifies at once; one where asked for."""
         if self._options.batch_size is not None:
             return 1
-        return max(1, _ROWS_A_CALL // self._setup.session.batch_size)
+        return max(1, _ROWS_A_CALL // self._setup.engine.batch_size)
+
+    @property
+    def _step(self) -> int:
+        """Images that the head classifies at once."""
+        return self._setup.engine.batch_size * self._group
 
     @property
     def _failed(self) -> int:
@@ -378,13 +409,14 @@ class _Run:
 
     def _identity(self) -> Identity:
         setup, options = self._setup, self._options
-        novelty = setup.head.novelty
+        novelty, versions = setup.head.novelty, setup.engine.versions
         return Identity(
             head=setup.head.digest + ("" if novelty is None else f"-{novelty.digest}"),
             backbone=setup.backbone.fingerprint,
             source=setup.source.location,
-            device=setup.session.provider,
-            precision=setup.session.precision,
+            shard=None if options.piece is None else str(options.piece),
+            device=versions["provider"],
+            precision=versions["precision"],
             top_k=self._rule.top_k,
             threshold=options.threshold,
             reject=options.reject,

@@ -20,11 +20,12 @@ from featpipe.sources.base import LocalSource, Source, grouped
 from featpipe.sources.files import FileSource
 from featpipe.sources.folder import FolderSource
 from featpipe.sources.labels import LabelledSource
-from featpipe.sources.naming import IMAGE_SUFFIXES, suffix_of
 from featpipe.sources.paths import PathSource, read_path_list
+from featpipe.sources.places import IMAGE_SUFFIXES, suffix_of
 from featpipe.sources.remote import BucketSource
 from featpipe.sources.rows import is_image_parquet, open_parquet
 from featpipe.sources.saved import is_saved_dataset, open_saved_dataset
+from featpipe.sources.sharding import empty_piece, require_images, sharded
 from featpipe.sources.shelves import is_shelf, open_shelf
 from featpipe.sources.table import TABLE_SUFFIXES, TableSource
 from featpipe.sources.tar import is_archives, open_archives
@@ -40,8 +41,11 @@ __all__ = [
     "Source",
     "SourceLike",
     "TableSource",
+    "empty_piece",
     "grouped",
     "open_source",
+    "require_images",
+    "sharded",
 ]
 
 SourceLike: TypeAlias = "Source | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from featpipe._columns import BLOCK_ROWS, in_columns
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.types import ImageRef
+from featpipe.types import ImageRef, Shard
 
 MAX_FILE_BYTES = 2**30
 """A larger file is no photograph; it is refused before it fills the memory."""
@@ -39,10 +39,13 @@ class Source(ABC):
         written into stores and messages, so it never holds credentials.
     notes : list of str
         What a person should know of the listing: complete after one iteration.
+    piece : Shard or None
+        Which piece of the place it is, where it is not all of it; see `sharded`.
     """
 
     name: str
     location: str
+    piece: Shard | None = None
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -85,9 +88,41 @@ class Source(ABC):
         while block := list(islice(refs, BLOCK_ROWS)):
             yield in_columns(block)
 
+    def count(self) -> int:
+        """Return how many images it lists; the notes are complete then, as after an iteration.
+
+        A source that can tell without a look at every file overrides this and `between`.
+        """
+        return sum(len(batch) for batch in self.batches())
+
+    def between(self, begin: int, end: int) -> Iterator[ImageRef]:
+        """List the images from position ``begin`` of the listing to before ``end``."""
+        return islice(iter(self), begin, end)
+
+    def shard(self, i: int, n: int) -> Source | None:  # noqa: ARG002 - those made of files use it
+        """Return the ``i``-th of ``n`` pieces (1 ≤ i ≤ n), where the source can divide itself.
+
+        One that is made of files may give each piece some of them, and need not list the
+        others then. The pieces cover the listing in its order, none twice; one may be empty.
+        None, where it does not know a better way than positions in its listing: see `sharded`.
+        """
+        return None
+
+    @property
+    def whole(self) -> int | None:
+        """How many images the whole place lists, where this is a piece and the number is known."""
+        return None
+
     @abstractmethod
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes of one image; raise OSError where that cannot be done."""
+
+    def reader(self) -> Source:
+        """Return what reads the images of this source in another process, by pickle.
+
+        It need not list them, and must not depend on the working directory.
+        """
+        return self
 
 
 def grouped(source: Source, column: str) -> Source:
@@ -100,7 +135,9 @@ def grouped(source: Source, column: str) -> Source:
     """
     known = source.columns
     if column in known:
-        return source.with_groups(column)
+        found = source.with_groups(column)
+        found.piece = source.piece
+        return found
     missing = f"there is no column {printable(column)!r} to group by"
     if known:
         names = ", ".join(printable(name) for name in known)
@@ -127,6 +164,10 @@ class LocalSource(Source):
             raise OSError(TOO_LARGE)
         return data
 
+    def reader(self) -> Source:
+        """Return a source that knows the folder alone: a listing may be large."""
+        return _FilesBelow(self)
+
     def locate(self, ref: ImageRef) -> ImageRef:
         """Add size and time of change to a listed path, or the problem with it."""
         try:
@@ -136,6 +177,17 @@ class LocalSource(Source):
         if not is_regular(stat):
             return replace(ref, problem=NOT_REGULAR)
         return replace(ref, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+
+
+class _FilesBelow(LocalSource):
+    """Reads the files of a source that has been listed elsewhere."""
+
+    def __init__(self, source: LocalSource) -> None:
+        super().__init__(source.root.absolute())
+        self.name, self.location = source.name, source.location
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        return iter(())
 
 
 def is_regular(stat: os.stat_result) -> bool:

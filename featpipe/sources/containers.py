@@ -36,12 +36,10 @@ from featpipe._threads import Threads
 from featpipe.errors import SourceError
 from featpipe.sources.base import NOT_REGULAR, REMOTE_READERS, Source, is_regular
 from featpipe.sources.listings import keep_listing, kept_listing
-from featpipe.sources.naming import note_left_out
 from featpipe.sources.pieces import Pieces
-from featpipe.sources.shards import splits_of_names
-from featpipe.sources.trees import Tree
+from featpipe.sources.places import Tree, note_left_out, splits_of_names
 from featpipe.storage import Entry, StorageGoneError, is_url, look_at, shown
-from featpipe.types import ImageRef
+from featpipe.types import ImageRef, Shard
 
 _ROWS_IN_MEMORY = 2**21
 """Rows of listings that are kept in memory, of at least two containers."""
@@ -219,6 +217,9 @@ class ContainerSource(Source):
         See `Source`.
     group : str, optional
         The label column that holds the groups, in place of ``group``.
+    own : range, optional
+        Positions of the containers whose images are listed, all by default. The others are
+        known by name, and are looked into where folders in all of them decide what is a class.
 
     Raises
     ------
@@ -233,10 +234,12 @@ class ContainerSource(Source):
         name: str,
         location: str,
         group: str | None = None,
+        own: range | None = None,
     ) -> None:
         super().__init__()
         self.name, self.location, self._group = name, location, group
         self.containers = list(containers)
+        self._own = range(len(self.containers)) if own is None else own
         self._by_name = {container.name: at for at, container in enumerate(self.containers)}
         self._depths = sorted({c.name.count("/") for c in self.containers}, reverse=True)
         self._listings = Pieces(_ROWS_IN_MEMORY)
@@ -245,10 +248,15 @@ class ContainerSource(Source):
         self._tree: Tree | None = None
 
     @property
+    def readers(self) -> int:
+        """Many, where a container lies behind an address."""
+        return REMOTE_READERS if self._is_far else 0
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns that may hold the groups: what stands beside the images but label and split."""
         found: dict[str, None] = {}
-        for listing in self._all_listings():
+        for listing in self._all_listings(self._own):
             if isinstance(listing, Exception):
                 continue  # it is a row with a problem
             table = listing.table
@@ -259,13 +267,18 @@ class ContainerSource(Source):
 
     def with_groups(self, column: str) -> ContainerSource:
         """Return the same with the groups of another column."""
-        group = None if column == "group" else column
-        return ContainerSource(self.containers, name=self.name, location=self.location, group=group)
+        return self._like(None if column == "group" else column, self._own)
 
-    @property
-    def readers(self) -> int:
-        """Many, where any container is behind an address."""
-        return REMOTE_READERS if self._is_far else 0
+    def shard(self, i: int, n: int) -> ContainerSource | None:
+        """Return a piece of whole containers, where there are enough: no other is read then."""
+        if len(self.containers) < n:
+            return None
+        return self._like(self._group, range(*Shard(i, n).bounds(len(self.containers))))
+
+    def _like(self, group: str | None, own: range) -> ContainerSource:
+        return ContainerSource(
+            self.containers, name=self.name, location=self.location, group=group, own=own
+        )
 
     def nothing_found(self) -> str:
         """Say that the listing was empty, and what else was there."""
@@ -284,7 +297,8 @@ class ContainerSource(Source):
         left_out: Counter[str] = Counter()
         notes: list[str] = []
         splits = splits_of_names([container.name for container in self.containers])
-        for at, listing in enumerate(self._all_listings(fresh=True)):
+        listings = self._all_listings(self._own, fresh=True)
+        for at, listing in zip(self._own, listings, strict=True):
             container = self.containers[at]
             if isinstance(listing, Exception):
                 yield self._unopened(container, listing)
@@ -359,7 +373,7 @@ class ContainerSource(Source):
     def _grown(self) -> Tree:
         """Look at the folders in all containers: together they are one tree."""
         found: set[str] = set()
-        for listing in self._all_listings():
+        for listing in self._all_listings(range(len(self.containers))):
             if isinstance(listing, Exception):
                 continue  # it is a row with a problem when its turn comes
             usable = listing.table.filter(pc.is_null(listing.table.column("problem")))
@@ -402,14 +416,16 @@ class ContainerSource(Source):
     def _is_far(self) -> bool:
         return any(is_url(container.place) for container in self.containers)
 
-    def _all_listings(self, *, fresh: bool = False) -> Iterator[Listing | Exception]:
-        """Yield the listings in order, or why there is none; several at a time from far away."""
+    def _all_listings(
+        self, positions: range, *, fresh: bool = False
+    ) -> Iterator[Listing | Exception]:
+        """Yield listings in order, or why there is none; several at a time from far away."""
         looked_up = partial(self._attempt, fresh=fresh)
-        if not self._is_far:
-            yield from map(looked_up, range(len(self.containers)))
+        if not self._is_far or not positions:
+            yield from map(looked_up, positions)
             return
-        with Threads(min(_LISTED_AT_ONCE, len(self.containers))) as pool:
-            yield from pool.stream(looked_up, range(len(self.containers)))
+        with Threads(min(_LISTED_AT_ONCE, len(positions))) as pool:
+            yield from pool.stream(looked_up, positions)
 
     def _attempt(self, at: int, *, fresh: bool) -> Listing | Exception:
         try:

@@ -19,6 +19,7 @@ from featpipe.sources.base import (
     REMOTE_READERS,
     TOO_LARGE,
     LocalSource,
+    Source,
 )
 from featpipe.types import ImageRef
 
@@ -86,6 +87,13 @@ class FileSource(LocalSource):
         address = self._address(ref.path)
         return super().read(ref) if address is None else self._asked(address, storage.read_file)
 
+    def reader(self) -> Source:
+        """Return a source that knows where images lie, and what opens them, but lists none."""
+        base = self.root.absolute() if self._base is None else self._base
+        found = _Reader(base, self._signed, is_far=self._is_far)
+        found.name, found.location = self.name, self.location
+        return found
+
     def _address(self, path: str) -> str | None:
         """Return where an image lies, with all that opens it; None where that is a local file."""
         if storage.is_url(path):
@@ -101,3 +109,14 @@ class FileSource(LocalSource):
         except storage.StorageGoneError as exc:
             self._silent[host] = str(exc)
             raise storage.StorageError(str(exc)) from exc
+
+
+class _Reader(FileSource):
+    """Reads the images of a source that has been listed elsewhere."""
+
+    def __init__(self, root: Path | str, signed: dict[str, str], *, is_far: bool) -> None:
+        super().__init__(root)
+        self._signed, self._is_far = signed, is_far
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        return iter(())

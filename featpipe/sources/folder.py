@@ -15,13 +15,13 @@ from featpipe._columns import BLOCK_ROWS, LISTED, constant_column, path_column, 
 from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import NOT_REGULAR, LocalSource, is_regular
-from featpipe.sources.naming import (
+from featpipe.sources.places import (
     IMAGE_SUFFIXES,
     NOT_OURS,
     OWN_RECORDS,
     Place,
+    find_splits,
     note_left_out,
-    root_place,
     suffix_of,
 )
 from featpipe.types import ImageRef
@@ -68,9 +68,9 @@ class FolderSource(LocalSource):
             raise SourceError(
                 f"cannot open the folder {printable(str(self.root))}: {exc.strerror or exc}"
             ) from exc
-        place = root_place([folder.name for folder in content.folders], self.notes)
+        has_splits = find_splits([folder.name for folder in content.folders], self.notes)
         root_id = _identity(os.stat(self.root))
-        yield from self._walk(content, "", (root_id,), place, left_out)
+        yield from self._walk(content, "", (root_id,), Place(has_splits), left_out)
         note_left_out(left_out, self.notes)
 
     def _walk(

@@ -19,7 +19,7 @@ import pyarrow.types as pt
 from featpipe._columns import LABEL_PREFIX, LISTED, path_column, text_column
 from featpipe._files import printable
 from featpipe.sources.cells import as_text
-from featpipe.sources.naming import SPLITS
+from featpipe.sources.places import SPLITS
 
 IMAGE_COLUMNS = (
     *("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "photo", "picture"),

@@ -36,7 +36,7 @@ class LabelledSource(Source):
             raise SourceError(f"there is no table at {shown}: check --labels")
         if not (storage.path_of(table) if is_far else table).lower().endswith(TABLE_SUFFIXES):
             raise SourceError(f"the label table {shown} must end in {', '.join(TABLE_SUFFIXES)}")
-        self.name, self.location = source.name, source.location
+        self.name, self.location, self.piece = source.name, source.location, source.piece
         self._source, self._table = source, table
         self._by_path = _rows(table, group)
         self._by_name = _bare_names(self._by_path)
@@ -55,6 +55,11 @@ class LabelledSource(Source):
         """Return the same with groups from that column of either table; that of labels wins."""
         return LabelledSource(self._source.with_groups(column), self._table, column)
 
+    @property
+    def whole(self) -> int | None:
+        """How many images the whole place lists, where the labelled source is a piece of it."""
+        return self._source.whole
+
     def __iter__(self) -> Iterator[ImageRef]:
         self.notes.clear()
         claimed: dict[str, str] = {}
@@ -72,6 +77,10 @@ class LabelledSource(Source):
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes of one image, from the source itself."""
         return self._source.read(ref)
+
+    def reader(self) -> Source:
+        """Return what reads the images: the source itself, without the labels."""
+        return self._source.reader()
 
     def _row(self, ref: ImageRef) -> ImageRef | None:
         full = f"{self.location}/{ref.path}"

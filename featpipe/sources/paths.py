@@ -24,7 +24,15 @@ class PathSource(FileSource):
             self.notes.append(f"paths listed again: {len(paths) - len(self._paths)}")
 
     def __iter__(self) -> Iterator[ImageRef]:
-        return self.located(map(ImageRef, self._paths))
+        return self.between(0, self.count())
+
+    def count(self) -> int:
+        """Return how many paths there are; none is looked at."""
+        return len(self._paths)
+
+    def between(self, begin: int, end: int) -> Iterator[ImageRef]:
+        """List some of the paths; no other is looked at."""
+        return self.located(map(ImageRef, self._paths[begin:end]))
 
 
 def read_path_list(data: bytes) -> list[str]:

@@ -9,13 +9,13 @@ from featpipe import storage
 from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import MAX_FILE_BYTES, REMOTE_READERS, TOO_LARGE, Source
-from featpipe.sources.naming import (
+from featpipe.sources.places import (
     IMAGE_SUFFIXES,
     NOT_OURS,
     OWN_RECORDS,
     Place,
+    find_splits,
     note_left_out,
-    root_place,
     suffix_of,
 )
 from featpipe.types import ImageRef
@@ -51,7 +51,7 @@ class BucketSource(Source):
         left_out: Counter[str] = Counter()
         entries = self._list("")
         folders = [entry.name for entry in entries if entry.is_folder]
-        yield from self._walk(entries, "", root_place(folders, self.notes), left_out)
+        yield from self._walk(entries, "", Place(find_splits(folders, self.notes)), left_out)
         note_left_out(left_out, self.notes)
 
     def read(self, ref: ImageRef) -> bytes:

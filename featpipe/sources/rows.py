@@ -17,8 +17,7 @@ from featpipe._columns import BLOCK_ROWS
 from featpipe.sources.base import Source
 from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing
 from featpipe.sources.imagetables import ImageColumns, arrow_errors, bytes_in
-from featpipe.sources.pieces import Pieces
-from featpipe.sources.shards import (
+from featpipe.sources.names import (
     distinct_names,
     expanded,
     has_braces,
@@ -27,6 +26,7 @@ from featpipe.sources.shards import (
     places_of,
     stem_of,
 )
+from featpipe.sources.pieces import Pieces
 from featpipe.storage import is_url, open_file
 
 PARQUET_SUFFIXES = (".parquet", ".pq")

@@ -15,7 +15,7 @@ from featpipe.errors import SourceError
 from featpipe.sources.base import Source
 from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing
 from featpipe.sources.imagetables import ImageColumns, arrow_errors, bytes_in
-from featpipe.sources.naming import SPLITS
+from featpipe.sources.places import SPLITS
 
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 

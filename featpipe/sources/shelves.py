@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featpipe.sources.base import Source
 from featpipe.sources.containers import ContainerSource
-from featpipe.sources.naming import IMAGE_SUFFIXES, NOT_OURS, suffix_of
+from featpipe.sources.places import IMAGE_SUFFIXES, NOT_OURS, suffix_of
 from featpipe.sources.rows import PARQUET_SUFFIXES, is_image_parquet, parquet_files
 from featpipe.sources.tar import TAR_SUFFIXES, archives
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from featpipe._columns import BLOCK_ROWS, LABEL_PREFIX, text_column
 from featpipe.sources.cells import as_text
-from featpipe.sources.naming import SPLITS
+from featpipe.sources.places import SPLITS
 
 SIDECAR_SUFFIXES = frozenset({".cls", ".json", ".txt"})
 MOST_BYTES = 2**20

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from featpipe._files import printable
 from featpipe.errors import SourceError
 from featpipe.sources.cells import as_text
 from featpipe.sources.files import FileSource
-from featpipe.sources.naming import SPLITS
+from featpipe.sources.places import SPLITS
 from featpipe.types import ImageRef
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
@@ -66,11 +67,19 @@ class TableSource(FileSource):
         return TableSource(self._table, column)
 
     def __iter__(self) -> Iterator[ImageRef]:
-        self.notes.clear()
         return self.located(self.rows())
+
+    def count(self) -> int:
+        """Return how many images the table names; none is looked at."""
+        return sum(1 for _ in self.rows())
+
+    def between(self, begin: int, end: int) -> Iterator[ImageRef]:
+        """List some of the images; no other is looked at."""
+        return self.located(islice(self.rows(), begin, end))
 
     def rows(self) -> Iterator[ImageRef]:
         """Yield what the table says; no file is looked at."""
+        self.notes.clear()
         seen: dict[str, ImageRef] = {}
         repeated = 0
         for number, row in enumerate(read_table(self._table), start=1):

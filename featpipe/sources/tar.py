@@ -18,10 +18,7 @@ from featpipe.errors import SourceError
 from featpipe.sources.base import MAX_FILE_BYTES, TOO_LARGE, Source
 from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing, version_of
 from featpipe.sources.headers import DamagedTarError, Member, read_headers
-from featpipe.sources.naming import IMAGE_SUFFIXES, NOT_OURS, suffix_of
-from featpipe.sources.pieces import Pieces
-from featpipe.sources.ranges import Ranges
-from featpipe.sources.shards import (
+from featpipe.sources.names import (
     distinct_names,
     has_braces,
     has_suffix,
@@ -29,6 +26,9 @@ from featpipe.sources.shards import (
     places_of,
     stem_of,
 )
+from featpipe.sources.pieces import Pieces
+from featpipe.sources.places import IMAGE_SUFFIXES, NOT_OURS, suffix_of
+from featpipe.sources.ranges import Ranges
 from featpipe.sources.sidecars import MOST_BYTES, SIDECAR_SUFFIXES, Sidecars
 from featpipe.storage import Entry, is_url, look_at, open_file, shown
 

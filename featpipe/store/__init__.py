@@ -13,6 +13,7 @@ from featpipe.store.maintenance import (
 from featpipe.store.manifest import MERGED, Manifest
 from featpipe.store.outcomes import Outcome, Outcomes
 from featpipe.store.places import Places
+from featpipe.store.shards import refuse_other_shard, shard_notes
 from featpipe.store.store import EmbeddingStore, newest_store
 from featpipe.store.writer import StoreWriter
 
@@ -33,7 +34,9 @@ __all__ = [
     "located",
     "merge_stores",
     "newest_store",
+    "refuse_other_shard",
     "repeated_keys",
+    "shard_notes",
     "verify_store",
     "write_parquet",
 ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from featpipe._files import printable
 from featpipe.store.index import Index, key_words
-from featpipe.store.places import words
+from featpipe.store.places import repeating, words
 from featpipe.types import Key
 
 _SHOWN = 3
@@ -49,8 +49,7 @@ def label_conflicts(images: Iterable[tuple[Key | None, str, str | None]]) -> lis
 
 def repeated_keys(keys: Sequence[Key]) -> NDArray[np.int64]:
     """Return the positions of all keys that another may be equal to: hardly another."""
-    halves = words(b"".join(keys))[:, 0]
-    return _repeated(halves, np.ones(len(halves), dtype=bool))
+    return repeating(words(b"".join(keys))[:, 0])
 
 
 def index_conflicts(index: Index) -> list[str]:
@@ -73,28 +72,18 @@ def _suspects(index: Index) -> NDArray[np.int64]:
     if len(names) < 2:
         return np.empty(0, dtype=np.int64)
     is_named = np.asarray(pc.and_(key.is_valid(), label.is_valid()))
-    rows = _repeated(key_words(key)[:, 0], is_named)
+    named = np.flatnonzero(is_named)
+    halves = key_words(key)[:, 0]
+    rows = named[repeating(halves[named])]
     if not len(rows):
         return rows
-    halves = key_words(key)[rows, 0]
+    halves = halves[rows]
     by_key = np.argsort(halves, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(halves[by_key]) != 0))
     codes = np.asarray(pc.index_in(label, value_set=names).fill_null(-1))[rows[by_key]]
     is_mixed = np.minimum.reduceat(codes, starts) != np.maximum.reduceat(codes, starts)
     sizes = np.diff(np.append(starts, len(rows)))
     return np.sort(rows[by_key[np.repeat(is_mixed, sizes)]])
-
-
-def _repeated(halves: NDArray[np.uint64], is_named: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the rows whose key another has, by half of it: chance meetings are found out later."""
-    ordered = halves[is_named]
-    ordered.sort()
-    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not len(repeated):
-        return np.empty(0, dtype=np.int64)
-    # Not `isin`, which would sort all of them: those that are repeated are few.
-    nearest = repeated[np.minimum(np.searchsorted(repeated, halves), len(repeated) - 1)]
-    return np.flatnonzero((nearest == halves) & is_named)
 
 
 def _named(path: str, label: str) -> str:

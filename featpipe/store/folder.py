@@ -283,8 +283,10 @@ class BucketFolder:
 
     def has(self, name: str) -> bool:
         """Tell whether there is such a file."""
+        place = self.place(name)
         try:
-            storage.look_at(self.place(name))
+            with _reading(place):
+                storage.look_at(place)
         except FileNotFoundError:
             return False
         return True
@@ -299,13 +301,9 @@ class BucketFolder:
 
     def opened(self, name: str) -> Any:
         """Fetch a file for Arrow to read."""
-        try:
-            data = storage.read_file(self.place(name), is_large=True)
-        except FileNotFoundError:
-            raise
-        except OSError as exc:
-            raise cannot_read(self.place(name), exc) from exc
-        return pa.BufferReader(data)
+        place = self.place(name)
+        with _reading(place):
+            return pa.BufferReader(storage.read_file(place, is_large=True))
 
     @contextmanager
     def written(self, name: str, *, is_new: bool = False) -> Iterator[io.BytesIO]:
@@ -323,9 +321,11 @@ class BucketFolder:
 
     def rename(self, name: str, new: str) -> None:
         """Write a file under another name and delete the former one, if it is there."""
-        with suppress(FileNotFoundError), self.written(new) as file:
-            file.write(self.read(name))
-        self.delete(name)
+        with suppress(FileNotFoundError), _reading(self.place(name)):
+            data = self.read(name)
+            with self.written(new) as file:
+                file.write(data)
+            self.delete(name)
 
     def made(self) -> None:
         """Do nothing: in a bucket a folder is what names begin with."""
@@ -336,12 +336,23 @@ class BucketFolder:
         yield
 
     def _entries(self, folder: str) -> list[storage.Entry]:
+        place = self.place(folder)
         try:
-            return storage.list_folder(self.place(folder))
+            with _reading(place):
+                return storage.list_folder(place)
         except FileNotFoundError:
             return []
-        except OSError as exc:
-            raise cannot_read(self.place(folder), exc) from exc
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Turn what a storage refuses into a sentence; FileNotFoundError is for the caller."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise cannot_read(place, exc) from exc
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from featpipe.store import parts
 from featpipe.store.folder import Place, at_once, folder_of, located
 from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
-from featpipe.store.manifest import MERGED
 from featpipe.store.places import Places, by_part, firsts, words
+from featpipe.store.shards import in_source_order, merged_manifest
 from featpipe.store.store import EmbeddingStore
 from featpipe.store.writer import PART_ROWS, StoreWriter
 
@@ -134,7 +134,9 @@ def merge_stores(
     """Join stores of one backbone into ``output``, a new store.
 
     Images keep their paths; a path that two stores hold with the same content becomes one
-    row. Contents that several stores hold are written once.
+    row. Contents that several stores hold are written once. Shards of one source are joined in
+    the order of its listing, in whatever order they are given, and the result is a store of
+    that source, from which `featpipe.embed` goes on.
 
     Raises
     ------
@@ -151,7 +153,7 @@ def merge_stores(
             f"{printable(str(place))} is a store already: give a new folder for the merged one, "
             "and name this one among the stores if its images belong there"
         )
-    stores = [EmbeddingStore.open(path) for path in inputs]
+    stores = in_source_order([EmbeddingStore.open(path) for path in inputs])
     first = stores[0].manifest
     shown = printable(str(stores[0].path))
     for store in stores[1:]:
@@ -162,12 +164,7 @@ def merge_stores(
                 f"{store.manifest.dtype}: only stores of one dtype can be merged"
             )
     merged = _without_repeats(stores)
-    engines = [engine for store in stores for engine in store.manifest.engines]
-    sources = MERGED.join(store.source for store in stores)
-    manifest = replace(first, source=sources, group=None)
-    for engine in engines:
-        manifest = manifest.with_engine(engine)
-    with StoreWriter.opened(place, manifest) as writer:
+    with StoreWriter.opened(place, merged_manifest(stores)) as writer:
         _copy_contents(stores, writer)
         writer.flush()
         places = _places(place, parts.list_parts(place))

@@ -10,6 +10,7 @@ from featpipe import __version__
 from featpipe._files import json_bytes, json_object, printable
 from featpipe.errors import FingerprintError, StoreError
 from featpipe.store.folder import Place, cannot_read, folder_of
+from featpipe.types import Shard
 
 FORMAT = 1
 KIND = "featpipe.store"
@@ -35,6 +36,13 @@ class Manifest:
         Every provider, precision and set of library versions that has written here.
     group : str or None
         The column that the groups come from, where one was chosen.
+    shard : Shard or None
+        Which piece of the source is here, where it is not all of it.
+    whole : int or None
+        Images that the whole source listed when that piece was taken, where it was counted.
+    next_part : int
+        Parts below this number were promised to workers on other machines: nobody else begins
+        them, as a worker may outlive the run that it belongs to. 0 where there never were any.
     """
 
     backbone: Mapping[str, Any]
@@ -42,6 +50,9 @@ class Manifest:
     source: str
     engines: tuple[Mapping[str, str], ...] = ()
     group: str | None = None
+    shard: Shard | None = None
+    whole: int | None = None
+    next_part: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -72,6 +83,7 @@ class Manifest:
         FileExistsError
             With ``is_new``, when another writer has made a store in this bucket meanwhile.
         """
+        promised = {"next_part": self.next_part} if self.next_part else {}
         record = {
             "kind": KIND,
             "format": FORMAT,
@@ -79,7 +91,10 @@ class Manifest:
             "dtype": self.dtype,
             "source": self.source,
             "group": self.group,
+            "shard": None if self.shard is None else f"{self.shard}",
+            "whole": self.whole,
             "engines": [dict(engine) for engine in self.engines],
+            **promised,
             "backbone": dict(self.backbone),
         }
         data = json_bytes(record)
@@ -131,7 +146,10 @@ class Manifest:
             ("source", isinstance(value.get("source"), str)),
             # Former stores have none.
             ("group", isinstance(value.get("group"), str | None)),
+            ("shard", _is_shard(value.get("shard"))),
+            ("whole", _is_count(value.get("whole"))),
             ("engines", _is_list_of_objects(value.get("engines"))),
+            ("next_part", _is_positive(value.get("next_part", 1))),
         ):
             if not sound:
                 raise StoreError(f"{path} is damaged: its field {field!r} is amiss")
@@ -141,6 +159,9 @@ class Manifest:
             value["source"],
             tuple(value["engines"]),
             value.get("group"),
+            None if value.get("shard") is None else Shard.parse(value["shard"]),
+            value.get("whole"),
+            value.get("next_part", 0),
         )
 
     def require_backbone(self, card: Mapping[str, Any], shown: str) -> None:
@@ -159,6 +180,19 @@ def _get(value: Any, field: str) -> Any:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_shard(value: Any) -> bool:
+    if value is None:
+        return True
+    try:
+        return isinstance(value, str) and bool(Shard.parse(value))
+    except ValueError:
+        return False
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (value == 0 and value is not False) or _is_positive(value)
 
 
 def _is_list_of_objects(value: Any) -> bool:

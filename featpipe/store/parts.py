@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe import storage
 from featpipe._files import KEY_BYTES, printable
 from featpipe.errors import StoreError
+from featpipe.storage import StorageGoneError
 from featpipe.store.folder import Place, at_once, cannot_read, folder_of
 from featpipe.types import Key
 
@@ -157,6 +159,15 @@ def read_keys(store: Place, part: int) -> list[Key]:
     return [data[i : i + KEY_BYTES] for i in range(0, len(data), KEY_BYTES)]
 
 
+def is_whole(store: Place, part: int, shape: PartShape, rows: int) -> bool:
+    """Tell whether the vectors' file has the length that ``rows`` rows need."""
+    try:
+        entry = storage.look_at(str(vectors_path(store, part)))
+    except OSError:
+        return False
+    return entry.size == shape.file_size(rows)
+
+
 def map_vectors(store: Place, part: int, shape: PartShape) -> NDArray[Any]:
     """Map a part's vectors into memory, read-only, (n, D); from a bucket they are fetched.
 
@@ -215,13 +226,23 @@ def check_header(data: bytes, path: Place, shape: PartShape) -> int:
 
 
 def check_digest(store: Place, part: int) -> str | None:
-    """Compare a part's vectors with their digest; return what is wrong, or None."""
+    """Compare a part's vectors with their digest; return what is wrong, or None.
+
+    Raises
+    ------
+    StoreError
+        When the storage does not answer any more.
+    """
     folder, path = folder_of(store), vectors_path(store, part)
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     try:
         keys = folder.read(keys_name(part))
         for block in folder.blocks(vectors_name(part)):
             digest.update(block)
+    except (
+        StorageGoneError
+    ) as exc:  # says nothing of this part, and the next one would be as silent
+        raise cannot_read(path, exc) from exc
     except OSError as exc:
         return f"{printable(str(path))} cannot be read: {exc.strerror or exc}"
     digest.update(keys[:-KEY_BYTES])

@@ -34,10 +34,22 @@ def by_key(keys: Words) -> NDArray[np.int64]:
 
 def firsts(keys: Words) -> NDArray[np.bool_]:
     """Tell of every key whether none before it is equal."""
-    at = by_key(keys)
-    is_first = np.ones(len(at), dtype=bool)
+    is_first = np.ones(len(keys), dtype=bool)
+    rows = repeating(keys[:, 0])
+    at = rows[by_key(keys[rows])]
     is_first[at[1:]] = ~_follow_equals(keys, at)
     return is_first
+
+
+def repeating(halves: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the rows of the halves of keys that stand there more than once, in order."""
+    ordered = np.sort(halves)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return np.empty(0, dtype=np.int64)
+    # Not `isin`, which would sort all of them again: those that are repeated are few.
+    nearest = repeated[np.minimum(np.searchsorted(repeated, halves), len(repeated) - 1)]
+    return np.flatnonzero(nearest == halves)
 
 
 def positions(keys: Words, held: Words, order: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -50,6 +62,8 @@ def positions(keys: Words, held: Words, order: NDArray[np.int64]) -> NDArray[np.
         Positions in ``held``, in the order of `by_key`.
     """
     found = np.full(len(keys), -1, dtype=np.int64)
+    if not len(order):
+        return found
     # Sorted, neighbours look at neighbours: several times as quick for many.
     pending = np.argsort(keys[:, 0])
     halves = held[order, 0]
@@ -80,6 +94,14 @@ def by_part(part: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     for at in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
         if len(at):
             yield int(part[at[0]]), at
+
+
+def holds(known: Words, key: Key) -> bool:
+    """Tell whether a key is among those that `Places.known` has given."""
+    first, second = np.frombuffer(key, dtype=np.uint64)
+    begin = int(np.searchsorted(known[0], first))
+    end = int(np.searchsorted(known[0], first, side="right"))
+    return bool((known[1, begin:end] == second).any())
 
 
 class Places(Mapping[Key, tuple[int, int]]):
@@ -119,7 +141,9 @@ class Places(Mapping[Key, tuple[int, int]]):
         self._added[key] = place
 
     def __len__(self) -> int:
-        return len(self._by_key()) + sum(self._find(key) is None for key in self._added)
+        # The order takes three times as long: it is not made for a number alone.
+        finished = firsts(self._words).sum() if self._order is None else len(self._order)
+        return int(finished) + sum(self._find(key) is None for key in self._added)
 
     def __iter__(self) -> Iterator[Key]:
         for position in np.sort(self._by_key()).tolist():
@@ -158,6 +182,10 @@ class Places(Mapping[Key, tuple[int, int]]):
             at = positions(keys, added, by_key(added))
             part[at >= 0], row[at >= 0] = places[at[at >= 0]].T
         return part, row
+
+    def known(self) -> Words:
+        """Return the keys of the finished parts, (2, n), each once: what `holds` looks through."""
+        return np.ascontiguousarray(self._words[self._by_key()].T)
 
     def _find(self, key: Key) -> tuple[int, int] | None:
         if not len(self._words):

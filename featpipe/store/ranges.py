@@ -81,6 +81,8 @@ def _runs(part: Ints, row: Ints, shape: parts.PartShape) -> Iterator[_Run]:
 def _fetched(store: str, shape: parts.PartShape, run: _Run) -> NDArray[Any]:
     """Return the rows of one run, (last - first, D)."""
     path = str(parts.vectors_path(store, run.part))
+    if run.first < 0:
+        raise StoreError(parts.damaged(path, _SHORT))
     # The header is as long whatever the number of rows; it comes along with the first of them.
     skipped = len(shape.header(run.last))
     start = skipped + run.first * shape.row_size if run.first else 0

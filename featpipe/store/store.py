@@ -21,6 +21,9 @@ from featpipe.store.places import by_part
 from featpipe.store.ranges import read_rows
 from featpipe.types import Key
 
+_KEPT_BYTES = 2**30
+"""Vectors of a bucket that are kept rather than fetched again and again."""
+
 
 class EmbeddingStore:
     """The vectors of a set of images, and everything the source said of them.
@@ -43,6 +46,7 @@ class EmbeddingStore:
     def __init__(self, path: str | os.PathLike[str], manifest_: Manifest, index: Index) -> None:
         self.path: Place = located(path)
         self.manifest = manifest_
+        self._asked = 0
         self.index = index
 
     @classmethod
@@ -110,7 +114,8 @@ class EmbeddingStore:
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors of some rows, (m, D) float32; parts are mapped one at a time.
 
-        Unlike `X` it keeps nothing, so a store may be larger than memory.
+        Unlike `X` it keeps nothing, so a store may be larger than memory; but of a store in a
+        bucket, with up to 1 GiB of vectors, all are kept once more rows were asked for than it has.
 
         Raises
         ------
@@ -130,6 +135,8 @@ class EmbeddingStore:
         return self._read(rows, np.dtype(self.manifest.dtype))
 
     def _read(self, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
+        if self._is_in_memory(len(rows)):
+            return np.asarray(self.X[rows], dtype=dtype)
         vectors = np.empty((len(rows), self.dimension), dtype=dtype)
         try:
             self._fill(vectors, rows)
@@ -141,6 +148,17 @@ class EmbeddingStore:
             self._places = moved
             self._fill(vectors, rows)
         return vectors
+
+    def _is_in_memory(self, count: int) -> bool:
+        """Tell whether rows are taken from `X`, as those of a bucket that are asked for once more.
+
+        Files of this machine are kept by the system; of a bucket every request is paid for.
+        """
+        size = len(self) * self.shape.row_size
+        if isinstance(self.path, Path) or size > _KEPT_BYTES:
+            return False
+        self._asked += count
+        return "X" in vars(self) or self._asked > len(self)
 
     def reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows in the order in which they lie on disk."""

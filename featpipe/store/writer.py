@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -56,7 +56,8 @@ class StoreWriter:
         self._sweep(files)
         numbers = parts.numbers_in(files, ".keys")
         self.places = Places(self._finished(numbers, files))
-        self._next = max(parts.numbers_in(files, ".keys", ".npy"), default=-1) + 1
+        taken = max(parts.numbers_in(files, ".keys", ".npy"), default=-1) + 1
+        self._next = max(taken, manifest.next_part)
         self._has_moved = False
         self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
         self._keys: list[Key] = []
@@ -66,12 +67,18 @@ class StoreWriter:
     @classmethod
     @contextmanager
     def opened(
-        cls, path: Place, manifest: Manifest, *, timeout: float = 0.0
+        cls,
+        path: Place,
+        manifest: Manifest,
+        *,
+        timeout: float = 0.0,
+        admit: Callable[[Manifest], None] | None = None,
     ) -> Iterator[StoreWriter]:
         """Lock a store, make it if it is not there, and yield its writer.
 
         What has been appended is on disk when the block ends, however it ends; the index is
-        written by `commit` alone.
+        written by `commit` alone. ``admit`` is shown the record of a store that is there,
+        under the lock and before anything is changed: it raises where this writer may not.
 
         Raises
         ------
@@ -86,7 +93,7 @@ class StoreWriter:
         folder.made()
         _refuse_strangers(path)
         with folder.locked(timeout):
-            writer = cls(path, _settle(path, manifest))
+            writer = cls(path, _settle(path, manifest, admit))
             try:
                 yield writer
             except BaseException as exc:
@@ -105,6 +112,19 @@ class StoreWriter:
         if settled != self.manifest:
             settled.write(self.path)
             self.manifest = settled
+
+    def promise(self, count: int) -> range:
+        """Give away the numbers of ``count`` parts, for good: others write them, or nobody does.
+
+        That is on disk before the first of them can be begun, so a worker that outlives this
+        process never writes a part that the next one writes, too.
+        """
+        self.flush()
+        promised = range(self._next, self._next + count)
+        self.manifest = replace(self.manifest, next_part=promised.stop)
+        self.manifest.write(self.path)
+        self._next = promised.stop
+        return promised
 
     def append(self, keys: list[Key], vectors: NDArray[np.float32]) -> None:
         """Add vectors, (n, D) float32; a key that is there already is left out.
@@ -284,15 +304,19 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def _settle(path: Place, wanted: Manifest) -> Manifest:
+def _settle(
+    path: Place, wanted: Manifest, admit: Callable[[Manifest], None] | None = None
+) -> Manifest:
     """Return the manifest of an existing store that fits ``wanted``, or write a new one."""
     found = Manifest.find(path)
     if found is None:
         try:
             wanted.write(path, is_new=True)
         except FileExistsError:  # in a bucket, by a writer who has begun with us
-            return _settle(path, wanted)
+            return _settle(path, wanted, admit)
         return wanted
+    if admit is not None:
+        admit(found)
     found.require_backbone(wanted.backbone, printable(str(path)))
     if found.dtype != wanted.dtype:
         raise StoreError(
@@ -302,7 +326,13 @@ def _settle(path: Place, wanted: Manifest) -> Manifest:
     settled = found
     for engine in wanted.engines:
         settled = settled.with_engine(engine)
-    settled = replace(settled, source=wanted.source, group=wanted.group)
+    settled = replace(
+        settled,
+        source=wanted.source,
+        group=wanted.group,
+        shard=wanted.shard,
+        whole=wanted.whole,
+    )
     if settled != found:
         settled.write(path)
     return settled

@@ -1,22 +1,20 @@
-"""Many files under one text: brace ranges, what to call each file, and the split that it says."""
+"""Names of many files in one text: brace ranges, and what to call each of them."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product, takewhile
 from pathlib import Path
 
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.sources.naming import SPLITS
 from featpipe.storage import is_url, path_of, shown
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?")
 _MOST_FILES = 10**6
-_WORD = re.compile(r"[^\W\d_]+")
 
 
 def expanded(text: str) -> list[str]:
@@ -132,25 +130,3 @@ def stem_of(text: str) -> str:
     stem = name[: name.rfind(".")] if "." in name else name
     above = [part for part in parts if part]
     return stem.strip("-_. ") or (above[-1] if above else "images")
-
-
-def splits_of_names(names: Sequence[str]) -> list[str | None]:
-    """Return the splits that the names of files say, such as ``train-0000.tar``.
-
-    A name says one where it, or a folder above it, begins with its word; or holds it anywhere,
-    where the names together speak of two splits. ``crash_test.tar`` alone is no test split.
-
-    >>> splits_of_names(["train-0000.tar", "val/0000.tar", "extra.tar"])
-    ['train', 'val', None]
-    >>> splits_of_names(["crash_test.tar"])
-    [None]
-    """
-    words = [[_WORD.findall(part.lower()) for part in name.split("/")] for name in names]
-    first = [_only_split(w for part in parts for w in part[:1]) for parts in words]
-    anywhere = [_only_split(w for part in parts for w in part) for parts in words]
-    return anywhere if len({split for split in anywhere if split}) > 1 else first
-
-
-def _only_split(words: Iterable[str]) -> str | None:
-    found = {SPLITS[word] for word in words if word in SPLITS}
-    return found.pop() if len(found) == 1 else None

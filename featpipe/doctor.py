@@ -38,6 +38,7 @@ from featpipe.backbones.session import Session, why_not
 from featpipe.backbones.tensorrt import TENSORRT, engine_folder
 from featpipe.errors import FeatpipeError
 from featpipe.images import Decoded, decode_image
+from featpipe.sources.listings import listing_folder
 from featpipe.types import Pixels, ResizeRule
 
 _PACKAGES = ("openvino", "numpy", "onnx", "pillow", "pyarrow", "scikit-learn", "skops")
@@ -352,6 +353,7 @@ def _places() -> dict[str, str]:
         "backbones": os.pathsep.join(str(folder) for folder in model_folders()),
         "device checks": str(check_folder()),
         "TensorRT engines": str(engine_folder()),
+        "listings of archives": str(listing_folder()),
         "vectors of ImageEmbedder": str(user_cache_path("featpipe", appauthor=False) / "vectors"),
         "stores": str(Path("embeddings").absolute()),
         "heads": str(Path("heads").absolute()),

@@ -16,7 +16,7 @@ from conftest import LIVING, PHOTOS
 from test_tar import contents, listed, packed
 
 from featpipe.embedding import run_embedding
-from featpipe.embedding.engine import read_bytes
+from featpipe.embedding.ahead import read_bytes
 from featpipe.errors import SourceError
 from featpipe.sources import open_source, rows
 from featpipe.sources.imagetables import ImageColumns
@@ -80,6 +80,7 @@ def test_rows_are_images(tmp_path: Path) -> None:
     )
     stat = path.stat()
     assert three.version == f"{stat.st_size}-{stat.st_mtime_ns}"
+    assert (three.size, three.mtime_ns) == (None, stat.st_mtime_ns)
     assert contents(open_source(path)) == {"a.jpg": b"a.jpg", "b.jpg": b"b.jpg", "c.jpg": b"c.jpg"}
     assert source.notes == [f"{path}: columns that are neither the images nor plain values: boxes"]
     assert [r.group for r in open_source(path, group="width")] == ["1", "2.5", None]
@@ -180,7 +181,19 @@ def test_large_row_groups_are_read_in_pieces(
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(source.read, refs)) == expected
     pieces = source.containers[0]._pieces  # type: ignore[attr-defined]
-    assert 0 < sum(pieces._sizes.values()) <= 3000
+    assert 0 < pieces.size <= 3000
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Which of them is meant cannot be told."""
+    table = table_of([image("1.jpg")], label=["a"], other=["b"])
+    pq.write_table(table.rename_columns(["image", "label", "label"]), tmp_path / "0.parquet")
+    with pytest.raises(SourceError, match="two of its columns have the same name"):
+        list(rows.parquet_files([str(tmp_path / "0.parquet")], str(tmp_path / "0.parquet")))
+    assert [r.problem for r in open_source(str(tmp_path / "{0..1}.parquet"))] == [
+        "the Parquet file cannot be opened: two of its columns have the same name",
+        "the Parquet file cannot be opened: No such file or directory",
+    ]
 
 
 def test_pieces_are_loaded_once_and_a_failure_is_tried_again() -> None:

@@ -20,7 +20,12 @@ from featpipe.sources import containers, open_source, tar
 from featpipe.sources.base import Source
 from featpipe.sources.headers import DamagedTarError, Member, read_headers
 from featpipe.sources.listings import listing_folder
-from featpipe.sources.names import distinct_names, expanded, has_braces, stem_of
+from featpipe.sources.names import (
+    distinct_names,
+    expanded,
+    has_braces,
+    stem_of,
+)
 from featpipe.sources.places import Tree, splits_of_names
 from featpipe.store import EmbeddingStore
 
@@ -177,7 +182,7 @@ def test_a_missing_shard_is_a_row(tmp_path: Path) -> None:
         "the archive cannot be opened: No such file or directory",
     )
     assert (two.path, two.problem) == ("s-1.tar/1.jpg", None)
-    with pytest.raises(SourceError, match="there is none of the 3 archives "):
+    with pytest.raises(SourceError, match="there is none of the 3 files "):
         open_source(str(tmp_path / "t-{0..2}.tar"))
 
 
@@ -441,7 +446,7 @@ def test_few_archives_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     before = len(os.listdir("/proc/self/fd"))
     assert [source.read(ref) for ref in refs[::2]] == [str(at).encode() for at in range(10)]
     assert len(os.listdir("/proc/self/fd")) <= before + 4
-    assert len(source._loaded) == 2  # type: ignore[attr-defined]
+    assert source._listings.size == 4  # type: ignore[attr-defined]
 
 
 def test_labels_from_a_table_for_an_archive(tmp_path: Path) -> None:

@@ -80,8 +80,10 @@ def embed(
     """Turn the images of SOURCE into vectors, once.
 
     SOURCE is a folder (class folders give labels; train, val and test folders above them
-    the splits), an image, a CSV or Parquet table with a column 'path', or - for a list of
-    paths on standard input. A second run opens only what is new or has changed.
+    the splits), an image, a CSV or Parquet table with a column 'path', a tar archive, a
+    Parquet file with images, a folder of Hugging Face's datasets, several files as
+    'shard-{0000..0099}.tar', or - for a list of paths on standard input. A second run opens
+    only what is new or has changed.
     """
     from featpipe.embedding import EmbedOptions, run_embedding
 

@@ -61,9 +61,10 @@ def open_source(
     Parameters
     ----------
     source : Source, str, path or iterable of paths
-        A folder, an image file, a table (``.csv``, ``.tsv``, ``.parquet``), each local or behind
-        an address (``s3://``, ``gs://``, ``https://``); ``"-"`` for a list of paths on standard
-        input, or the paths themselves.
+        A folder, an image file, a table (``.csv``, ``.tsv``, ``.parquet``), tar archives or
+        Parquet files with images (``shard-{0000..0099}.tar``), each local or behind an address
+        (``s3://``, ``gs://``, ``https://``); a folder of Hugging Face's ``datasets``; ``"-"`` for
+        a list of paths on standard input, or the paths themselves.
     labels : path, optional
         A table with a column ``path`` and label columns, for a source without labels of its
         own; its labels win over those of the source.
@@ -136,9 +137,6 @@ _OPENERS: tuple[tuple[Callable[[str], bool], Callable[[str], Source]], ...] = (
     (is_saved_dataset, open_saved_dataset),
     (is_shelf, open_shelf),
     (os.path.isdir, lambda text: FolderSource(Path(text))),
-    (
-        lambda text: text.lower().endswith(".zip") and os.path.isfile(text),
-        _refuse_archive,
-    ),
+    (lambda text: text.lower().endswith(".zip") and os.path.isfile(text), _refuse_archive),
     (os.path.isfile, _open_file),
 )

@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,16 +32,20 @@ from featpipe._columns import (
     text_column,
 )
 from featpipe._files import escape_path, printable, unescape_path
+from featpipe._threads import Threads
 from featpipe.errors import SourceError
 from featpipe.sources.base import NOT_REGULAR, REMOTE_READERS, Source, is_regular
 from featpipe.sources.listings import keep_listing, kept_listing
+from featpipe.sources.pieces import Pieces
 from featpipe.sources.places import Tree, note_left_out, splits_of_names
-from featpipe.storage import Entry, is_url, look_at, shown
+from featpipe.storage import Entry, StorageGoneError, is_url, look_at, shown
 from featpipe.types import ImageRef, Shard
 
 _ROWS_IN_MEMORY = 2**21
 """Rows of listings that are kept in memory, of at least two containers."""
 _MOST_OPEN = 64
+_LISTED_AT_ONCE = 8
+_MOST_SUFFIXES = 100
 _FACTS = b"featpipe.facts"
 _BATCH_ROWS = 2**16
 CHANGED = "the file that holds it has changed since it was listed"
@@ -75,8 +79,8 @@ class Container(ABC):
         """The place, fit for a message."""
         return printable(shown(self.place) if is_url(self.place) else self.place)
 
-    def version(self) -> str | None:
-        """Return a text that changes with the bytes, or None where nobody tells one.
+    def look(self) -> Entry:
+        """Return what is known of the file without opening it.
 
         Raises
         ------
@@ -85,7 +89,11 @@ class Container(ABC):
         """
         if not is_url(self.place) and not is_regular(os.stat(self.place)):
             raise OSError(NOT_REGULAR)
-        return version_of(look_at(self.place))
+        return look_at(self.place)
+
+    def version(self) -> str | None:
+        """Return a text that changes with the bytes, or None where nobody tells one; see `look`."""
+        return version_of(self.look())
 
     @abstractmethod
     def listed(self) -> Listing:
@@ -130,6 +138,10 @@ class Listing:
         Files that are no images, by suffix.
     notes : list of str
         What a person should know of it.
+    version : str or None
+        Of the container that was listed.
+    mtime_ns : int or None
+        Its time of change: that of images that have none of their own.
     """
 
     def __init__(
@@ -139,8 +151,9 @@ class Listing:
         notes: Sequence[str] = (),
         version: str | None = None,
     ) -> None:
-        self.table, self.left_out, self.notes = table, left_out or Counter(), list(notes)
+        self.table, self.left_out, self.notes = table, _shortened(left_out), list(notes)
         self.version = version
+        self.mtime_ns: int | None = None
         self._lock = threading.Lock()
         self._sorted: tuple[NDArray[np.int64], NDArray[np.intp]] | None = None
 
@@ -229,7 +242,7 @@ class ContainerSource(Source):
         self._own = range(len(self.containers)) if own is None else own
         self._by_name = {container.name: at for at, container in enumerate(self.containers)}
         self._depths = sorted({c.name.count("/") for c in self.containers}, reverse=True)
-        self._loaded: OrderedDict[int, Listing] = OrderedDict()
+        self._listings = Pieces(_ROWS_IN_MEMORY)
         self._in_use: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
         self._tree: Tree | None = None
@@ -237,18 +250,19 @@ class ContainerSource(Source):
     @property
     def readers(self) -> int:
         """Many, where a container lies behind an address."""
-        return REMOTE_READERS if any(is_url(c.place) for c in self.containers) else 0
+        return REMOTE_READERS if self._is_far else 0
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that may hold the groups: what stands beside the images but label and split."""
         found: dict[str, None] = {}
-        for at in self._own:
-            with suppress(OSError, ValueError):
-                table = self._listing(at).table
-                if table.column("group").null_count < len(table):
-                    found["group"] = None
-                found |= {name.removeprefix(LABEL_PREFIX): None for name in _label_columns(table)}
+        for listing in self._all_listings(self._own):
+            if isinstance(listing, Exception):
+                continue  # it is a row with a problem
+            table = listing.table
+            if table.column("group").null_count < len(table):
+                found["group"] = None
+            found |= {name.removeprefix(LABEL_PREFIX): None for name in _label_columns(table)}
         return tuple(found)
 
     def with_groups(self, column: str) -> ContainerSource:
@@ -283,12 +297,11 @@ class ContainerSource(Source):
         left_out: Counter[str] = Counter()
         notes: list[str] = []
         splits = splits_of_names([container.name for container in self.containers])
-        for at in self._own:
+        listings = self._all_listings(self._own, fresh=True)
+        for at, listing in zip(self._own, listings, strict=True):
             container = self.containers[at]
-            try:
-                listing = self._listing(at, fresh=True)
-            except (OSError, ValueError) as exc:
-                yield self._unopened(container, exc)
+            if isinstance(listing, Exception):
+                yield self._unopened(container, listing)
                 continue
             left_out.update(listing.left_out)
             notes += [f"{container.shown}: {note}" for note in listing.notes]
@@ -321,6 +334,10 @@ class ContainerSource(Source):
         own = [name for name in listing.table.column_names if name.startswith("_")]
         table = listing.table.drop_columns(own).replace_schema_metadata(None)
         table = _with_groups(self._with_places(table), self._group)
+        if listing.mtime_ns is not None:
+            times = pc.fill_null(table.column("mtime_ns"), listing.mtime_ns)
+            times = pc.if_else(pc.is_null(table.column("problem")), times, None)
+            table = _replaced(table, "mtime_ns", times)
         if split is not None:
             table = _replaced(table, "split", pc.fill_null(table.column("split"), split))
         table = _replaced(table, "path", self._full_paths(container, table.column("path")))
@@ -338,10 +355,10 @@ class ContainerSource(Source):
 
     def _with_places(self, table: pa.Table) -> pa.Table:
         """Add labels and splits from folders, where nothing else tells labels."""
+        if not pc.any(pc.match_substring(table.column("path"), "/")).as_py():
+            return table
         folders = _folders(table.column("path"))
         names = pc.unique(folders).to_pylist()
-        if names in ([], [""]):
-            return table
         if self._tree is None:
             self._tree = self._grown()
         places = [self._tree.place(unescape_path(name)) for name in names]
@@ -356,10 +373,8 @@ class ContainerSource(Source):
     def _grown(self) -> Tree:
         """Look at the folders in all containers: together they are one tree."""
         found: set[str] = set()
-        for at in range(len(self.containers)):
-            try:
-                listing = self._listing(at)
-            except (OSError, ValueError):
+        for listing in self._all_listings(range(len(self.containers))):
+            if isinstance(listing, Exception):
                 continue  # it is a row with a problem when its turn comes
             usable = listing.table.filter(pc.is_null(listing.table.column("problem")))
             found.update(pc.unique(_folders(usable.column("path"))).to_pylist())
@@ -397,40 +412,69 @@ class ContainerSource(Source):
                 return at, "/".join(parts[depth + 1 :])
         raise FileNotFoundError("there is no file of that name in the source")
 
+    @property
+    def _is_far(self) -> bool:
+        return any(is_url(container.place) for container in self.containers)
+
+    def _all_listings(
+        self, positions: range, *, fresh: bool = False
+    ) -> Iterator[Listing | Exception]:
+        """Yield listings in order, or why there is none; several at a time from far away."""
+        looked_up = partial(self._attempt, fresh=fresh)
+        if not self._is_far or not positions:
+            yield from map(looked_up, positions)
+            return
+        with Threads(min(_LISTED_AT_ONCE, len(positions))) as pool:
+            yield from pool.stream(looked_up, positions)
+
+    def _attempt(self, at: int, *, fresh: bool) -> Listing | Exception:
+        try:
+            return self._listing(at, fresh=fresh)
+        except StorageGoneError as exc:
+            # The others would be waited for as long, and fail as well.
+            raise SourceError(str(exc)) from exc
+        except (OSError, ValueError) as exc:
+            return exc
+
     def _listing(self, at: int, *, fresh: bool = False) -> Listing:
         """Return the listing of a container: from memory, the cache, or the container itself.
 
         ``fresh`` asks whether the container has changed.
         """
-        with self._lock:
-            listing = self._loaded.get(at)
-            if listing is None or fresh:
-                listing = self._load(self.containers[at], listing)
-                self._loaded[at] = listing
-                self._forget()
-            self._loaded.move_to_end(at)
-            return listing
+        container = self.containers[at]
+        former = self._listings.peek(at) if fresh else None
+        if former is not None and (former.version or "") != container.version():
+            self._listings.drop(at)
 
-    def _forget(self) -> None:
-        total = sum(len(listing.table) for listing in self._loaded.values())
-        while total > _ROWS_IN_MEMORY and len(self._loaded) > 2:
-            total -= len(self._loaded.popitem(last=False)[1].table)
+        def load() -> tuple[Listing, int]:
+            listing = _listing_of(container)
+            return listing, len(listing.table)
 
-    def _load(self, container: Container, former: Listing | None) -> Listing:
-        version = container.version()
-        if version is None:
-            return container.listed()
-        if former is not None and former.version == version:
-            return former
-        kept = Listing.kept(container, version)
-        if kept is not None:
-            return kept
+        listing: Listing = self._listings.get(at, load)
+        return listing
+
+
+def _listing_of(container: Container) -> Listing:
+    """Return the listing that was kept of a container, or read it, and keep that."""
+    entry = container.look()
+    version = version_of(entry)
+    listing = None if version is None else Listing.kept(container, version)
+    if listing is None:
         listing = container.listed()
         # One that is being written to is listed again the next time.
-        if container.version() == version:
+        if version is not None and container.version() == version:
             listing.version = version
             listing.keep(container, version)
-        return listing
+    listing.mtime_ns = entry.mtime_ns
+    return listing
+
+
+def _shortened(left_out: Counter[str] | None) -> Counter[str]:
+    """Keep the commonest suffixes: an archive may hold as many as it has files."""
+    counts = left_out or Counter[str]()
+    kept = Counter(dict(counts.most_common(_MOST_SUFFIXES)))
+    rest = counts.total() - kept.total()
+    return kept + Counter({"with other suffixes": rest})
 
 
 def _folders(paths: Any) -> Any:

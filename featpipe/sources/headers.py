@@ -20,6 +20,8 @@ _MOST_EXTRA = 2**20
 _MOST_PADDING = 2**20
 """Bytes of zeros after the end mark behind which another archive is looked for."""
 _ADLER = 65521
+_SPARSE = ("GNU.sparse.major", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.numblocks")
+_USED = frozenset({"path", "size", "GNU.sparse.name", *_SPARSE})
 
 
 class Member(NamedTuple):
@@ -149,7 +151,10 @@ def _read_extra(file: BinaryIO, kind: int, length: int, at: int, size: int) -> d
     data = file.read(length)
     if kind == ord("K"):  # the target of a link
         return {}
-    return {"path": _text(data)} if kind == ord("L") else dict(_pax_records(data))
+    if kind == ord("L"):
+        return {"path": _text(data)}
+    # What is not used is not kept: there may be any number of such headers in a row.
+    return {key: value for key, value in _pax_records(data) if key in _USED}
 
 
 def _pax_records(data: bytes) -> Iterator[tuple[str, str]]:
@@ -174,7 +179,7 @@ def _member(block: bytes, kind: int, length: int, at: int, extra: dict[str, str]
     if extra:
         name = extra.get("GNU.sparse.name") or extra.get("path") or name
         length = _pax_size(extra.get("size"), length)
-        if any(key.startswith("GNU.sparse.") for key in extra):
+        if any(key in extra for key in _SPARSE):
             what = "sparse"
     if what == "file" and name.endswith("/"):
         what = "folder"  # as tar wrote them before it had a type for them

@@ -73,7 +73,14 @@ class ImageColumns:
         schema : pyarrow.Schema
         features : mapping, optional
             As `datasets` describes them; those in the schema's metadata by default.
+
+        Raises
+        ------
+        ValueError
+            When two columns have the same name.
         """
+        if len(set(schema.names)) < len(schema):
+            raise ValueError("two of its columns have the same name")
         features = _features(schema) if features is None else features
         image = _image_column(schema, features)
         if image is None:

@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import product, takewhile
+from pathlib import Path
 
 from featpipe._files import printable
 from featpipe.errors import SourceError
-from featpipe.storage import is_url
+from featpipe.storage import is_url, path_of, shown
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?")
@@ -71,13 +72,37 @@ def has_suffix(text: str, suffixes: tuple[str, ...]) -> bool:
     >>> has_suffix("https://example.org/x.TAR?token=1", (".tar",))
     True
     """
-    return without_query(text).lower().endswith(suffixes)
+    return _path(text).lower().endswith(suffixes)
 
 
-def without_query(text: str) -> str:
-    """Return an address without what follows its path; other texts as they are."""
-    is_web = is_url(text) and text.lower().startswith("http")
-    return re.split("[?#]", text, maxsplit=1)[0] if is_web else text
+def places_of(text: str) -> list[str]:
+    """Return the files that a text names: one, or those of its braces.
+
+    Raises
+    ------
+    SourceError
+        When none of them is there, as far as that can be told without asking far away.
+    """
+    if not has_braces(text) or os.path.isfile(text):
+        return [text]
+    places = expanded(text)
+    if not is_url(text) and not any(map(os.path.isfile, places)):
+        raise SourceError(
+            f"there is none of the {len(places)} files {printable(text)}: check the path (it is "
+            f"looked for from {printable(str(Path.cwd()))})"
+        )
+    return places
+
+
+def location_of(text: str) -> str:
+    """Return where these files are, in full and without secrets; it can be opened again."""
+    if is_url(text):
+        return shown(text)
+    return str(Path(text).resolve()) if os.path.exists(text) else os.path.abspath(text)
+
+
+def _path(text: str) -> str:
+    return path_of(text) if is_url(text) else text.replace(os.sep, "/")
 
 
 def distinct_names(places: Sequence[str]) -> list[str]:
@@ -86,7 +111,7 @@ def distinct_names(places: Sequence[str]) -> list[str]:
     >>> distinct_names(["s3://b/x/train/0.tar", "s3://b/x/val/0.tar"])
     ['train/0.tar', 'val/0.tar']
     """
-    paths = [without_query(place).replace(os.sep, "/") for place in places]
+    paths = [_path(place) for place in places]
     folders = [path.split("/")[:-1] for path in paths]
     # Of all, what the first and the last in order share, part by part.
     ends = zip(min(folders), max(folders), strict=False)
@@ -100,7 +125,7 @@ def stem_of(text: str) -> str:
     >>> stem_of("data/train-{0000..0099}.tar"), stem_of("x/{a,b}.tar")
     ('train', 'x')
     """
-    parts = _BRACES.sub("", without_query(text)).split("/")
+    parts = _BRACES.sub("", _path(text)).split("/")
     name = parts.pop()
     stem = name[: name.rfind(".")] if "." in name else name
     above = [part for part in parts if part]

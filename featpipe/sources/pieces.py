@@ -5,59 +5,72 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 from typing import Any
 
 
 class Pieces:
-    """Recently used pieces: loaded once, whichever thread asks first; bounded in bytes.
+    """Recently used pieces: each loaded once, whichever thread asks first; bounded in size.
+
+    Locks alone, and those written in C: see `featpipe._threads`.
 
     Parameters
     ----------
-    most_bytes : int
-        What they may take together; the last two stay whatever their size.
+    most : int
+        What they may take together, in the unit of their sizes; the last two stay in any case.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._found: OrderedDict[Hashable, Future[Any]] = OrderedDict()
-        self._sizes: dict[Hashable, int] = {}
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: OrderedDict[Hashable, _Piece] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, load: Callable[[], tuple[Any, int]]) -> Any:
-        """Return a piece; ``load`` gives it and its size in bytes where it is not there.
+        """Return a piece; ``load`` gives it and its size where it is not there.
 
-        What ``load`` raises reaches all who wait for it, and the next one tries again.
+        What ``load`` raises reaches who called; the next one tries again.
         """
         with self._lock:
-            future = self._found.get(key)
-            is_mine = future is None
-            if future is None:
-                future = self._found[key] = Future()
+            piece = self._found.setdefault(key, _Piece())
             self._found.move_to_end(key)
-        if is_mine:
-            self._load(key, future, load)
-        return future.result()
+        with piece.lock:
+            if piece.size is None:
+                try:
+                    piece.value, piece.size = load()
+                except BaseException:
+                    self.drop(key)
+                    raise
+                self._forget()
+        return piece.value
 
-    def _load(
-        self, key: Hashable, future: Future[Any], load: Callable[[], tuple[Any, int]]
-    ) -> None:
-        try:
-            piece, size = load()
-        except BaseException as exc:  # noqa: BLE001 - those who wait must not wait for ever
-            with self._lock:
-                del self._found[key]
-            future.set_exception(exc)
-            return
-        future.set_result(piece)
+    def peek(self, key: Hashable) -> Any:
+        """Return a piece if it is there, else None."""
         with self._lock:
-            self._sizes[key] = size
-            self._forget()
+            piece = self._found.get(key)
+        return None if piece is None else piece.value
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a piece."""
+        with self._lock:
+            self._found.pop(key, None)
+
+    @property
+    def size(self) -> int:
+        """What the pieces take together."""
+        return sum(piece.size or 0 for piece in self._found.values())
 
     def _forget(self) -> None:
-        total = sum(self._sizes.values())
-        for key in [key for key in self._found if key in self._sizes]:
-            if total <= self._most_bytes or len(self._sizes) <= 2:
-                return
-            total -= self._sizes.pop(key)
-            del self._found[key]
+        with self._lock:
+            total = self.size
+            for key in list(self._found)[:-2]:
+                if total <= self._most:
+                    return
+                total -= self._found.pop(key).size or 0
+
+
+class _Piece:
+    __slots__ = ("lock", "size", "value")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.value: Any = None
+        self.size: int | None = None

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,14 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featpipe._columns import BLOCK_ROWS
-from featpipe._files import printable
-from featpipe.errors import SourceError
 from featpipe.sources.base import Source
 from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing
 from featpipe.sources.imagetables import ImageColumns, arrow_errors, bytes_in
-from featpipe.sources.names import distinct_names, expanded, has_braces, has_suffix, stem_of
+from featpipe.sources.names import (
+    distinct_names,
+    expanded,
+    has_braces,
+    has_suffix,
+    location_of,
+    places_of,
+    stem_of,
+)
 from featpipe.sources.pieces import Pieces
-from featpipe.storage import is_url, open_file, shown
+from featpipe.storage import is_url, open_file
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 MOST_BYTES = 2**29
@@ -49,25 +54,15 @@ def open_parquet(text: str) -> Source:
     SourceError
         When none of them is there.
     """
-    places = [text] if os.path.isfile(text) or not has_braces(text) else expanded(text)
-    if not is_url(text) and not any(os.path.isfile(place) for place in places):
-        raise SourceError(
-            f"there is none of the {len(places)} files {printable(text)}: check the path (it "
-            f"is looked for from {printable(str(Path.cwd()))})"
-        )
-    return parquet_files(places, text)
+    return parquet_files(places_of(text), text)
 
 
 def parquet_files(places: list[str], text: str) -> ContainerSource:
     """Return several files as one source, which is named after ``text``."""
-    if is_url(text):
-        location = shown(text)
-    else:
-        location = str(Path(text).resolve()) if os.path.exists(text) else os.path.abspath(text)
     pieces = Pieces(MOST_BYTES)
     named = zip(places, distinct_names(places), strict=True)
     containers = [ParquetImages(place, name, pieces) for place, name in named]
-    return ContainerSource(containers, name=stem_of(text), location=location)
+    return ContainerSource(containers, name=stem_of(text), location=location_of(text))
 
 
 def _holds_images(place: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featpipe.sources.base import Source
 from featpipe.sources.containers import ContainerSource
-from featpipe.sources.places import IMAGE_SUFFIXES, NOT_OURS
+from featpipe.sources.places import IMAGE_SUFFIXES, NOT_OURS, suffix_of
 from featpipe.sources.rows import PARQUET_SUFFIXES, is_image_parquet, parquet_files
 from featpipe.sources.tar import TAR_SUFFIXES, archives
 
@@ -34,7 +34,7 @@ def _shards(folder: str) -> list[str] | None:
     """Return the shards below a folder, where they are of one kind and alone."""
     found: dict[bool, list[str]] = {True: [], False: []}
     for path in _files(folder, _FOLDERS_BELOW):
-        suffix = os.path.splitext(path)[1].lower()
+        suffix = suffix_of(os.path.basename(path))
         if suffix in IMAGE_SUFFIXES:
             return None
         if suffix in TAR_SUFFIXES + PARQUET_SUFFIXES:

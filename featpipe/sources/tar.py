@@ -6,7 +6,6 @@ import os
 import threading
 from array import array
 from collections import Counter
-from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -16,16 +15,28 @@ import pyarrow.compute as pc
 from featpipe._columns import BLOCK_ROWS, LISTED, path_column
 from featpipe._files import escape_path, printable
 from featpipe.errors import SourceError
-from featpipe.sources.base import MAX_FILE_BYTES, Source
+from featpipe.sources.base import MAX_FILE_BYTES, TOO_LARGE, Source
 from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing, version_of
 from featpipe.sources.headers import DamagedTarError, Member, read_headers
-from featpipe.sources.names import distinct_names, expanded, has_braces, has_suffix, stem_of
-from featpipe.sources.places import IMAGE_SUFFIXES, NOT_OURS
+from featpipe.sources.names import (
+    distinct_names,
+    has_braces,
+    has_suffix,
+    location_of,
+    places_of,
+    stem_of,
+)
+from featpipe.sources.pieces import Pieces
+from featpipe.sources.places import IMAGE_SUFFIXES, NOT_OURS, suffix_of
+from featpipe.sources.ranges import Ranges
 from featpipe.sources.sidecars import MOST_BYTES, SIDECAR_SUFFIXES, Sidecars
-from featpipe.storage import Entry, is_url, look_at, open_file, read_range, shown
+from featpipe.storage import Entry, is_url, look_at, open_file, shown
 
 TAR_SUFFIXES = (".tar",)
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+NEIGHBOUR_BYTES = 2**26
+"""Of neighbours that are kept in memory, all archives behind addresses together."""
 
 _PROBLEMS = {
     "link": "it is a link inside an archive, which is not followed",
@@ -56,25 +67,15 @@ def open_archives(text: str) -> Source:
             f"{printable(shown(text))} is compressed as a whole, so no image in it can be read by "
             "itself: decompress it to a .tar (images hardly shrink), or unpack it"
         )
-    is_one = os.path.isfile(text) or not has_braces(text)
-    places = [text] if is_one else expanded(text)
-    if not is_url(text) and not any(os.path.isfile(place) for place in places):
-        raise SourceError(
-            f"there is none of the {len(places)} archives {printable(text)}: check the path (it "
-            f"is looked for from {printable(str(Path.cwd()))})"
-        )
-    return archives(places, text)
+    return archives(places_of(text), text)
 
 
 def archives(places: list[str], text: str) -> ContainerSource:
     """Return several archives as one source, which is named after ``text``."""
-    if is_url(text):
-        location = shown(text)
-    else:
-        location = str(Path(text).resolve()) if os.path.exists(text) else os.path.abspath(text)
+    pieces = Pieces(NEIGHBOUR_BYTES)
     named = zip(places, distinct_names(places), strict=True)
-    containers = [TarArchive(place, name) for place, name in named]
-    return ContainerSource(containers, name=stem_of(text), location=location)
+    containers = [TarArchive(place, name, pieces) for place, name in named]
+    return ContainerSource(containers, name=stem_of(text), location=location_of(text))
 
 
 class TarArchive(Container):
@@ -87,8 +88,9 @@ class TarArchive(Container):
 
     kind: ClassVar[str] = "archive"
 
-    def __init__(self, place: str, name: str) -> None:
+    def __init__(self, place: str, name: str, pieces: Pieces) -> None:
         super().__init__(place, name)
+        self._ranges = Ranges(place, pieces)
         self._lock = threading.Lock()
         self._open: _OpenFile | None = None
 
@@ -105,9 +107,9 @@ class TarArchive(Container):
         start = listing.table.column("_offset")[row].as_py()
         length = listing.table.column("size")[row].as_py()
         if length > MAX_FILE_BYTES:
-            raise OSError(f"the file is larger than {MAX_FILE_BYTES >> 30} GiB")
+            raise OSError(TOO_LARGE)
         if is_url(self.place):
-            data = read_range(self.place, start, length)
+            data = self._ranges.read(start, length, listing.version)
         else:
             data = self._opened(listing.version).read(start, length)
         if len(data) < length:
@@ -182,8 +184,7 @@ class _Reading:
         name = path[path.rfind("/") + 1 :]
         if not name or name[0] == "." or ("/" in path and not _is_ours(path)):
             return
-        dot = name.rfind(".")
-        suffix = name[dot:].lower() if dot > 0 else ""
+        suffix = suffix_of(name)
         if suffix in IMAGE_SUFFIXES:
             self._add(path, member, self._problem(path, member))
         elif suffix in SIDECAR_SUFFIXES and member.kind == "file" and member.size <= MOST_BYTES:

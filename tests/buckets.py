@@ -38,6 +38,7 @@ class Server:
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.requests: list[str] = []
+        self._turn = threading.Lock()
         self.ask: Callable[[str], None] = lambda _: None
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
@@ -60,7 +61,10 @@ class Server:
         asked += f" {environ['HTTP_RANGE']}" if "HTTP_RANGE" in environ else ""
         self.requests.append(asked)
         self.ask(asked)
-        return self._app(environ, start_response)
+        # One at a time: between moto's look for an object and its making of it another may come,
+        # which S3 rules out.
+        with self._turn:
+            return self._app(environ, start_response)
 
 
 class Wire:

@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featpipe._files import KEY_BYTES, atomic_file, printable
+from featpipe._files import atomic_file, printable
 from featpipe.errors import StoreError
 from featpipe.store import parts
 from featpipe.store.folder import Place, at_once, folder_of, located
 from featpipe.store.index import FILE_NAME as INDEX_NAME
 from featpipe.store.index import Index
-from featpipe.store.places import Places, by_part, firsts, words
+from featpipe.store.places import Places, Words, by_part, firsts, words
 from featpipe.store.shards import in_source_order, merged_manifest
 from featpipe.store.store import EmbeddingStore
 from featpipe.store.writer import PART_ROWS, StoreWriter
@@ -101,8 +101,9 @@ def collect_garbage(place: str | os.PathLike[str]) -> Collected:
 def _gather(index: Index, rows: NDArray[np.int64], writer: StoreWriter) -> None:
     """Write the vectors of some rows anew, in the order in which their parts are."""
     keys, part, row = index.keys(), index.integers("part"), index.integers("row")
-    for number, at in by_part(part[rows]):
-        vectors = parts.map_vectors(writer.path, number, writer.shape)
+    blocks = list(by_part(part[rows]))
+    mapped = parts.map_parts(writer.path, [number for number, _ in blocks], writer.shape)
+    for (_, at), vectors in zip(blocks, mapped, strict=True):
         writer.extend(keys[rows[at]], vectors[row[rows[at]]])
 
 
@@ -174,17 +175,22 @@ def merge_stores(
 
 def _copy_contents(stores: list[EmbeddingStore], writer: StoreWriter) -> None:
     """Write every content that the stores hold and the output does not, once."""
-    held = [(store, number) for store in stores for number in parts.list_parts(store.path)]
-    keys = [block for store in stores for block in _keys(store.path, parts.list_parts(store.path))]
-    ends = np.cumsum([len(block) // KEY_BYTES for block in keys])
-    joined = words(b"".join(keys))
+    numbers = [parts.list_parts(store.path) for store in stores]
+    keys = [_keys(store.path, held) for store, held in zip(stores, numbers, strict=True)]
+    joined = words(b"".join(block for blocks in keys for block in blocks))
     is_new = firsts(joined) & (writer.places.find(joined)[0] < 0)
-    for (store, number), end, block in zip(held, ends.tolist(), keys, strict=True):
-        here = words(block)
-        rows = np.flatnonzero(is_new[end - len(here) : end])
-        if len(rows):
-            vectors = parts.map_vectors(store.path, number, store.shape)
-            writer.extend(here[rows], vectors[rows])
+    end = 0
+    for store, held, blocks in zip(stores, numbers, keys, strict=True):
+        wanted: list[tuple[int, NDArray[np.int64], Words]] = []
+        for number, block in zip(held, blocks, strict=True):
+            here = words(block)
+            end += len(here)
+            rows = np.flatnonzero(is_new[end - len(here) : end])
+            if len(rows):
+                wanted.append((number, rows, here[rows]))
+        mapped = parts.map_parts(store.path, [number for number, _, _ in wanted], store.shape)
+        for (_, rows, new), vectors in zip(wanted, mapped, strict=True):
+            writer.extend(new, vectors[rows])
 
 
 def _without_repeats(stores: list[EmbeddingStore]) -> Index:

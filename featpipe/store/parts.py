@@ -190,6 +190,11 @@ def map_vectors(store: Place, part: int, shape: PartShape) -> NDArray[Any]:
     return array
 
 
+def map_parts(store: Place, numbers: Iterable[int], shape: PartShape) -> Iterator[NDArray[Any]]:
+    """Do what `map_vectors` does for many parts, in order; those of a bucket are read ahead."""
+    return at_once(store, lambda number: map_vectors(store, number, shape), numbers)
+
+
 def _fetched(store: Place, part: int, shape: PartShape) -> NDArray[Any]:
     """Return the vectors of a part of a bucket as they stand in its bytes, without a copy."""
     path = vectors_path(store, part)

@@ -68,6 +68,11 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["rerun.py", "--files", "100000"],
         ["--files", "10000", "--repetitions", "1"],
     ),
+    "ray": (
+        "Ray beside the local engine",
+        ["ray_engine.py", "--images", "5000"],
+        ["--images", "200", "--repetitions", "1"],
+    ),
     "bundle": ("Bundles in other runtimes", ["bundle.py"], ["--images", "4"]),
 }
 

@@ -17,6 +17,7 @@ from featpipe import load_backbone
 from featpipe.embedding import EmbedOptions, run_embedding
 from featpipe.embedding.block_worker import (
     DEADLY,
+    Before,
     BlockWorker,
     Destination,
     Recipe,
@@ -97,7 +98,7 @@ def test_sizes() -> None:
 
 
 def test_block_becomes_a_part(workshop: Workshop) -> None:
-    """Vectors are those of the local engine; equal files are computed once, a broken one is a row."""
+    """Vectors are the local engine's; equal files are computed once, a broken one is a row."""
     root = workshop.source.root
     (root / "living" / "again.jpg").write_bytes((root / "living" / "cat.jpg").read_bytes())
     for name in ("broken.jpg", "broken too.jpg"):
@@ -168,10 +169,20 @@ def test_deadly_image(workshop: Workshop) -> None:
     witness = Witness()
     witness.begin(0)
     witness.opening(0, 3)
-    assert witness.begin(0) == (2, frozenset())
+    assert witness.begin(0) == Before(tries=1)
     witness.opening(0, 3)
     witness.end(0)
-    assert witness.begin(0) == (3, frozenset())
+    assert witness.begin(0) == Before(tries=2, unexplained=1)
+
+
+def test_workers_that_die_at_no_image(workshop: Workshop) -> None:
+    """A machine on which every worker dies ends the run; it is not tried for ever."""
+    for _ in range(7):
+        workshop.witness.begin(0)
+    with pytest.raises(
+        DeviceError, match=r"^7 workers have died, one after the other, at no image"
+    ):
+        raise_problem(workshop.work())
 
 
 def test_vectors_come_back(workshop: Workshop) -> None:
@@ -221,10 +232,10 @@ def test_backbone_elsewhere(workshop: Workshop, tmp_path: Path) -> None:
 def test_errors_travel() -> None:
     """An error of ours comes back as what it was; what is none of ours as the root of the tree."""
     for kind in (WriteError, DeviceError):
-        with pytest.raises(kind, match="^no space$"):
+        with pytest.raises(kind, match=r"^no space$"):
             raise_problem(problem_table(kind("no space")))
     odd = problem_table(DeviceError("x")).set_column(5, "status", [["Path"]])
-    with pytest.raises(FeatpipeError, match="^x$"):
+    with pytest.raises(FeatpipeError, match=r"^x$"):
         raise_problem(odd)
 
 
@@ -287,10 +298,10 @@ def test_without_ray(
 @pytest.mark.parametrize("options", [EmbedOptions, ScoreOptions])
 def test_options(options: type) -> None:
     """An engine that there is, and an address for the one that has one."""
-    with pytest.raises(ValueError, match="^engine must be local or ray, not 'spark'$"):
+    with pytest.raises(ValueError, match=r"^engine must be local or ray, not 'spark'$"):
         options(engine="spark")
     with pytest.raises(
-        ValueError, match="^address is that of a Ray cluster: give engine='ray', too$"
+        ValueError, match=r"^address is that of a Ray cluster: give engine='ray', too$"
     ):
         options(address="auto")
 

@@ -295,6 +295,22 @@ def test_without_ray(
     assert not store.exists()
 
 
+def test_address_of_a_client(
+    run_cli: Callable[..., Result], photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Ray Data does not run through Ray's client; that is said before Ray is imported."""
+    found = run_cli(
+        *("embed", photos, "--model", tiny_backbone, "-o", tmp_path / "store"),
+        *("--engine", "ray", "--address", "ray://10.0.0.1:10001"),
+    )
+    assert found == Result(
+        6,
+        "",
+        "Error: Ray Data cannot be used through ray://10.0.0.1:10001: run the command on a machine "
+        "of the cluster with --address auto, or give HOST:PORT\n",
+    )
+
+
 @pytest.mark.parametrize("options", [EmbedOptions, ScoreOptions])
 def test_options(options: type) -> None:
     """An engine that there is, and an address for the one that has one."""

@@ -100,7 +100,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         photograph = photographs[number % len(photographs)]
         left = number // len(photographs)
         piece = photograph.crop((left, left, left + 200, left + 160))
-        piece.save(root / f"{number:04d}.jpg", quality=85)
+        # Some pieces are equal; files are not.
+        piece.save(root / f"{number:04d}.jpg", quality=85, comment=str(number))
     (root / "0100-again.jpg").write_bytes((root / "0100.jpg").read_bytes())
     (root / "0200-broken.jpg").write_bytes(b"no image at all")
     return root

@@ -140,8 +140,8 @@ class Cluster:
     Parameters
     ----------
     address : str or None
-        ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; None starts one on this machine, which
-        nobody else can reach. Where this process has joined one already, that is used.
+        ``auto`` or ``HOST:PORT``; None starts one on this machine, which nobody else can reach.
+        Where this process has joined one already, that is used.
     workers : int or None
         Actors; by default one for every core of this machine, or of the cluster.
 
@@ -330,6 +330,11 @@ def _start(recipe: Recipe) -> Started | pa.Table:
 @contextmanager
 def _joined(address: str | None, workers: int) -> Iterator[None]:
     """Be part of a cluster for the time of the block, and keep what Ray says from stdout."""
+    if address is not None and "://" in address:
+        raise DeviceError(
+            f"Ray Data cannot be used through {printable(address)}: run the command on a machine "
+            "of the cluster with --address auto, or give HOST:PORT"
+        )
     ray = import_ray(address)
     with redirect_stdout(cast("TextIO", _CallerOnly(sys.stdout))):
         if ray.is_initialized():
@@ -374,7 +379,7 @@ def _knock(address: str) -> None:
 
 def _host_and_port(address: str) -> tuple[str, int | None]:
     """Return the parts of an address; ``auto`` has no port, nor has what Ray will not read."""
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    parts = urlsplit(f"//{address}")
     try:
         return parts.hostname or "", parts.port
     except ValueError:

@@ -73,6 +73,11 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["store_at_size.py"],
         ["--rows", "100000"],
     ),
+    "ray": (
+        "Ray beside the local engine",
+        ["ray_engine.py", "--images", "5000"],
+        ["--images", "200", "--repetitions", "1"],
+    ),
     "bundle": ("Bundles in other runtimes", ["bundle.py"], ["--images", "4"]),
 }
 

@@ -17,6 +17,7 @@ from featpipe import load_backbone
 from featpipe.embedding import EmbedOptions, run_embedding
 from featpipe.embedding.block_worker import (
     DEADLY,
+    Before,
     BlockWorker,
     Destination,
     Recipe,
@@ -168,10 +169,20 @@ def test_deadly_image(workshop: Workshop) -> None:
     witness = Witness()
     witness.begin(0)
     witness.opening(0, 3)
-    assert witness.begin(0) == (2, frozenset())
+    assert witness.begin(0) == Before(tries=1)
     witness.opening(0, 3)
     witness.end(0)
-    assert witness.begin(0) == (3, frozenset())
+    assert witness.begin(0) == Before(tries=2, unexplained=1)
+
+
+def test_workers_that_die_at_no_image(workshop: Workshop) -> None:
+    """A machine on which every worker dies ends the run; it is not tried for ever."""
+    for _ in range(7):
+        workshop.witness.begin(0)
+    with pytest.raises(
+        DeviceError, match=r"^7 workers have died, one after the other, at no image"
+    ):
+        raise_problem(workshop.work())
 
 
 def test_vectors_come_back(workshop: Workshop) -> None:
@@ -282,6 +293,22 @@ def test_without_ray(
     found = run_cli("embed", photos, "--model", tiny_backbone, "-o", store, "--engine", "ray")
     assert found == Result(6, "", "Error: --engine ray needs Ray: pip install 'featpipe[ray]'\n")
     assert not store.exists()
+
+
+def test_address_of_a_client(
+    run_cli: Callable[..., Result], photos: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Ray Data does not run through Ray's client; that is said before Ray is imported."""
+    found = run_cli(
+        *("embed", photos, "--model", tiny_backbone, "-o", tmp_path / "store"),
+        *("--engine", "ray", "--address", "ray://10.0.0.1:10001"),
+    )
+    assert found == Result(
+        6,
+        "",
+        "Error: Ray Data cannot be used through ray://10.0.0.1:10001: run the command on a machine "
+        "of the cluster with --address auto, or give HOST:PORT\n",
+    )
 
 
 @pytest.mark.parametrize("options", [EmbedOptions, ScoreOptions])

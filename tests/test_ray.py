@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,7 +100,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         photograph = photographs[number % len(photographs)]
         left = number // len(photographs)
         piece = photograph.crop((left, left, left + 200, left + 160))
-        piece.save(root / f"{number:04d}.jpg", quality=85)
+        # Some pieces are equal; files are not.
+        piece.save(root / f"{number:04d}.jpg", quality=85, comment=str(number))
     (root / "0100-again.jpg").write_bytes((root / "0100.jpg").read_bytes())
     (root / "0200-broken.jpg").write_bytes(b"no image at all")
     return root
@@ -145,7 +148,7 @@ def workers_of(pid: int) -> list[int]:
     return [worker for worker in found if is_below(worker)]
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 900) -> None:
     """Wait until it is so; the limit is for what hangs."""
     deadline = time.monotonic() + seconds
     while not what():
@@ -180,7 +183,7 @@ def test_killed_worker(
     with start_embedding(many, tiny, output, cluster, home) as process:
         wait_for_parts(1, output, process)
         os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=900)
     assert process.returncode == 3, err
     report = json.loads(out)
     assert (report["images"], report["computed"], report["known"]) == (COUNT, COUNT - 2, 1)
@@ -282,3 +285,30 @@ def test_what_the_cluster_lacks(
 def embed_by_ray(source: FolderSource, tiny: Path, output: Path, **options: object) -> EmbedReport:
     asked = EmbedOptions(engine="ray", **options)
     return run_embedding(source, tiny, output=output, options=asked)
+
+
+def test_recipe_for_kubernetes() -> None:
+    """The YAML in docs/scale.md has the fields that KubeRay wants, and a true command."""
+    import yaml
+
+    from featpipe.commands.embed import embed
+
+    page = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    job = yaml.safe_load(text)
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    program, command, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert (program, command) == ("featpipe", "embed")
+    given = embed.make_context("embed", arguments).params
+    assert (given["engine"], given["address"]) == ("ray", "auto")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        assert {"name", "image", "env", "resources", "volumeMounts"} == set(container)
+        assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+        assert {e["name"]: e["value"] for e in container["env"]} == {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "ORT_DISABLE_TELEMETRY": "1",
+        }

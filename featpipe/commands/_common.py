@@ -200,7 +200,7 @@ def engine_options(command: _F) -> _F:
     """``--engine``, ``--address``."""
     command = click.option(
         "--address",
-        metavar="auto|HOST:PORT|ray://…",
+        metavar="auto|HOST:PORT",
         help="The Ray cluster to join. [default: one on this machine, for this run]",
     )(command)
     return click.option(

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,17 @@ import pyarrow as pa
 from featpipe import __version__
 from featpipe._files import KEY_BYTES, printable
 from featpipe._machine import take_share
-from featpipe.backbones import Backbone, load_backbone
+from featpipe.backbones import Backbone, find_backbone, load_backbone
 from featpipe.embedding.ahead import ReadAhead
 from featpipe.embedding.blocks import Became, Block, problem_table, result_table, with_vectors
 from featpipe.embedding.engine import EmbeddedBatch, Embedder
-from featpipe.errors import BackboneError, FeatpipeError, FingerprintError, StoreError
+from featpipe.errors import (
+    BackboneError,
+    DeviceError,
+    FeatpipeError,
+    FingerprintError,
+    StoreError,
+)
 from featpipe.images import decoder_versions
 from featpipe.sources import Source
 from featpipe.store import Manifest, Place, parts
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from featpipe.backbones.session import Session
 
 DEADLY = Failure("unreadable", "the process that opened it died, twice: it may be a hostile file")
+_MOST_UNEXPLAINED = 5
 _CHANGED = Failure("unreadable", "the file was written to while it was read: run again")
 
 
@@ -98,7 +105,8 @@ class Recipe:
             When it is not here, or is another one.
         """
         try:
-            found = load_backbone(self.path if self.path.exists() else self.name)
+            # By its name it is looked for, not exported: that would be another's choice of weights.
+            found = load_backbone(self.path if self.path.exists() else find_backbone(self.name))
         except BackboneError as exc:
             raise BackboneError(f"{_here()}: {exc}") from exc
         if found.fingerprint != self.fingerprint:
@@ -134,11 +142,29 @@ class Started:
     featpipe: str = __version__
 
 
+class Before(NamedTuple):
+    """What was tried of a block before.
+
+    Attributes
+    ----------
+    tries : int
+        How often it was begun.
+    deadly : frozenset of int
+        Positions of the images over which two workers have died.
+    unexplained : int
+        How many have died over it at no image that is known.
+    """
+
+    tries: int = 0
+    deadly: frozenset[int] = frozenset()
+    unexplained: int = 0
+
+
 class Watch(Protocol):
     """Knows of every block what was tried before; it outlives the workers."""
 
-    def begin(self, block: int) -> tuple[int, frozenset[int]]:
-        """Tell how often the block was begun, this time included, and the deadly images."""
+    def begin(self, block: int) -> Before:
+        """Note that the block is begun, and tell what was before."""
         ...
 
     def opening(self, block: int, position: int) -> None:
@@ -158,22 +184,26 @@ class Witness:
     ...     _ = witness.begin(7)
     ...     witness.opening(7, 123)
     >>> witness.begin(7)
-    (3, frozenset({123}))
+    Before(tries=2, deadly=frozenset({123}), unexplained=0)
     """
 
     def __init__(self) -> None:
-        self._tries: dict[int, int] = {}
+        self._before: dict[int, Before] = {}
         self._opening: dict[int, int] = {}
         self._deaths: dict[tuple[int, int], int] = {}
 
-    def begin(self, block: int) -> tuple[int, frozenset[int]]:
+    def begin(self, block: int) -> Before:
         """See `Watch.begin`."""
+        found = self._before.get(block, Before())
         last = self._opening.pop(block, None)
         if last is not None:
             self._deaths[block, last] = self._deaths.get((block, last), 0) + 1
-        self._tries[block] = self._tries.get(block, 0) + 1
-        deadly = (at for (number, at), n in self._deaths.items() if number == block and n > 1)
-        return self._tries[block], frozenset(deadly)
+            if self._deaths[block, last] > 1:
+                found = found._replace(deadly=found.deadly | {last})
+        elif found.tries:
+            found = found._replace(unexplained=found.unexplained + 1)
+        self._before[block] = found._replace(tries=found.tries + 1)
+        return found
 
     def opening(self, block: int, position: int) -> None:
         """See `Watch.opening`."""
@@ -202,27 +232,34 @@ class BlockWorker:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Take a table of `BLOCK`, return one of `RESULT`."""
         try:
-            backbone, session = self._opened = self._opened or self._open()
-            block = Block.of(table)
-            tries, deadly = self._watch.begin(block.number)
-            work = _Work(self._recipe, self._known, block, deadly)
-            if tries > 1:
-                work.take_over()
-            embedder = Embedder(self._recipe.source, backbone, session, work.wanted)
-            size = 1 if tries > 1 else self._recipe.batch_size or session.batch_size
-            if tries > 1:
-                for positions, refs in work.batches(size):
-                    # The process has died over this block: next time it is known at which image.
-                    self._watch.opening(block.number, positions[0])
-                    work.add(positions, embedder(refs))
-            else:
-                with ReadAhead(self._recipe.source) as ahead:
-                    for positions, refs, readings in ahead.of(work.batches(size)):
-                        work.add(positions, embedder(refs, readings))
-            result = work.finish(backbone.dimension)
-            self._watch.end(block.number)
+            return self._done(Block.of(table))
         except FeatpipeError as exc:
             return problem_table(exc)
+
+    def _done(self, block: Block) -> pa.Table:
+        before = self._watch.begin(block.number)
+        if before.unexplained > _MOST_UNEXPLAINED:
+            raise DeviceError(
+                f"{before.unexplained} workers have died, one after the other, at no image: run "
+                "featpipe doctor on their machines, or look into the logs of Ray"
+            )
+        backbone, session = self._opened = self._opened or self._open()
+        work = _Work(self._recipe, self._known, block, before.deadly)
+        if before.tries:
+            work.take_over()
+        embedder = Embedder(self._recipe.source, backbone, session, work.wanted)
+        size = 1 if before.tries else self._recipe.batch_size or session.batch_size
+        if before.tries:
+            for positions, refs in work.batches(size):
+                # A process has died over this block: the next time it is known at which image.
+                self._watch.opening(block.number, positions[0])
+                work.add(positions, embedder(refs))
+        else:
+            with ReadAhead(self._recipe.source) as ahead:
+                for positions, refs, readings in ahead.of(work.batches(size)):
+                    work.add(positions, embedder(refs, readings))
+        result = work.finish(backbone.dimension)
+        self._watch.end(block.number)
         return result
 
     def _open(self) -> tuple[Backbone, Session]:

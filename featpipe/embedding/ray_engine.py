@@ -28,6 +28,7 @@ from featpipe._columns import BLOCK_ROWS, LISTED, in_columns, in_objects
 from featpipe._files import first_line, printable
 from featpipe.backbones import Backbone, usable_cores
 from featpipe.embedding.block_worker import (
+    Before,
     BlockWorker,
     Destination,
     Recipe,
@@ -140,8 +141,8 @@ class Cluster:
     Parameters
     ----------
     address : str or None
-        ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; None starts one on this machine, which
-        nobody else can reach. Where this process has joined one already, that is used.
+        ``auto`` or ``HOST:PORT``; None starts one on this machine, which nobody else can reach.
+        Where this process has joined one already, that is used.
     workers : int or None
         Actors; by default one for every core of this machine, or of the cluster.
 
@@ -241,10 +242,12 @@ class Cluster:
         cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
         if self._asked is None:
             self.workers = max(1, cpus if self._address is not None else min(cpus, self.workers))
+        if not cpus:
+            raise DeviceError("the Ray cluster has no CPU for a worker: add machines")
         if self.workers > cpus:
             raise DeviceError(
                 f"the Ray cluster has {cpus} CPUs, and {self.workers} workers need one each: "
-                f"give --workers {max(1, cpus)}, or add machines"
+                f"give --workers {cpus}, or add machines"
             )
         kind, _, index = device.partition(":")
         if kind in _ON_GPUS and index:
@@ -301,10 +304,10 @@ class _Asking:
     def __init__(self, witness: Any) -> None:
         self._witness = witness
 
-    def begin(self, block: int) -> tuple[int, frozenset[int]]:
+    def begin(self, block: int) -> Before:
         import ray  # noqa: PLC0415
 
-        return cast("tuple[int, frozenset[int]]", ray.get(self._witness.begin.remote(block)))
+        return cast("Before", ray.get(self._witness.begin.remote(block)))
 
     def opening(self, block: int, position: int) -> None:
         import ray  # noqa: PLC0415
@@ -333,6 +336,11 @@ def _start(recipe: Recipe) -> Started | pa.Table:
 @contextmanager
 def _joined(address: str | None, workers: int) -> Iterator[None]:
     """Be part of a cluster for the time of the block, and keep what Ray says from stdout."""
+    if address is not None and "://" in address:
+        raise DeviceError(
+            f"Ray Data cannot be used through {printable(address)}: run the command on a machine "
+            "of the cluster with --address auto, or give HOST:PORT"
+        )
     ray = import_ray(address)
     with redirect_stdout(cast("TextIO", _CallerOnly(sys.stdout))):
         if ray.is_initialized():
@@ -377,7 +385,7 @@ def _knock(address: str) -> None:
 
 def _host_and_port(address: str) -> tuple[str, int | None]:
     """Return the parts of an address; ``auto`` has no port, nor has what Ray will not read."""
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    parts = urlsplit(f"//{address}")
     try:
         return parts.hostname or "", parts.port
     except ValueError:
@@ -394,6 +402,9 @@ def import_ray(address: str | None) -> Any:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address is None:
+        # Other users of this machine are kept out; Ray keeps the token in ~/.ray.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address is None or _host_and_port(address)[0] in _LOOPBACK:
         # Off Linux a cluster of one machine listens to that machine alone; this asks for it here,
         # and keeps Ray from looking for that machine at another address.

@@ -7,6 +7,7 @@ it is asked for.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import socket
@@ -350,7 +351,9 @@ def _joined(address: str | None, workers: int) -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            with redirect_stdout(io.StringIO()):
+                # Here the caller's own thread says what Ray has kept back.
+                ray.shutdown()
 
 
 def connect(ray: Any, address: str | None, workers: int) -> None:

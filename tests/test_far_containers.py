@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from buckets import Server, server_of_buckets
 from conftest import PHOTOS, Result
-from test_rows import image, table_of
+from test_rows import image, save_dataset, table_of
 from test_tar import contents, packed
 from webserver import web_server
 
@@ -117,3 +118,39 @@ def test_archives_on_a_web_server_go_the_whole_way(
             assert (done.code, "10 images: 10 embedded" in done.err) == (0, True), done.err
             again = run_cli("embed", address, "--model", "tiny", "-o", store)
             assert "10 unchanged and not opened" in again.err
+
+
+def test_every_source_travels_to_other_processes(
+    bucket: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker of Ray gets reads the same bytes, whichever folder is current there."""
+    photos = {f"{i}.jpg": path.read_bytes() for i, path in enumerate(sorted(PHOTOS.glob("*.jpg")))}
+    (tmp_path / "folder").mkdir()
+    for name, data in photos.items():
+        (tmp_path / "folder" / name).write_bytes(data)
+        put(tmp_path / "folder" / name, f"travel/{name}")
+    packed(tmp_path / "set.tar", dict(photos))
+    put(tmp_path / "set.tar", "travel.tar")
+    for at in range(2):
+        mine = {name: data for name, data in photos.items() if int(name[0]) % 2 == at}
+        packed(tmp_path / f"shard-{at}.tar", dict(mine))
+    table = table_of([image(name, data) for name, data in photos.items()])
+    pq.write_table(table, tmp_path / "set.parquet")
+    save_dataset(tmp_path / "saved", table, {"image": {"_type": "Image"}}, "train")
+    rows = [f"folder/{name}" for name in photos]
+    (tmp_path / "set.csv").write_text("\n".join(["path", *rows]))
+    far = [f"s3://bucket/travel/{name}" for name in photos]
+    (tmp_path / "far.csv").write_text("\n".join(["path", *far]))
+    monkeypatch.chdir(tmp_path)
+    places = ["folder", "set.tar", "shard-{0,1}.tar", "set.parquet", "saved", "set.csv", "far.csv"]
+    for place in [*places, "s3://bucket/travel", "s3://bucket/travel.tar", rows]:
+        source = open_source(place)
+        refs = list(source)
+        travelled = pickle.dumps(source.reader())
+        monkeypatch.chdir("/")
+        there = pickle.loads(travelled)
+        found = sorted(there.read(ref) for ref in refs)
+        assert found == sorted(photos.values()), place
+        assert there.readers == source.readers
+        monkeypatch.chdir(tmp_path)
+    assert len(travelled) < 2000

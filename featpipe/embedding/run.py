@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from featpipe import storage
 from featpipe._files import printable, slug
 from featpipe.backbones import Backbone, load_backbone
 from featpipe.embedding.choice import EngineName, check_engine, make_engine
@@ -318,7 +319,8 @@ def _refuse_other(path: Place, source: Source, former: Manifest) -> None:
     """Keep a store from being overwritten by a namesake of its source, or another piece of it."""
     held = former.source
     # A merged store has several sources, which no single one may replace.
-    if held != source.location and (MERGED in held or os.path.exists(held)):
+    is_there = storage.is_url(held) or "{" in held or os.path.exists(held)
+    if held != source.location and (MERGED in held or is_there):
         raise StoreError(
             f"{printable(str(path))} holds the images of {printable(held)}, not of "
             f"{printable(source.location)}: give another store with -o"

@@ -115,6 +115,15 @@ class Container(ABC):
             When that cannot be done.
         """
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel closed, as what makes the same elsewhere, where another folder may be current."""
+        place = self.place if is_url(self.place) else os.path.abspath(self.place)
+        return type(self), (place, self.name, *self.further()), {"split": self.split}
+
+    def further(self) -> tuple[Any, ...]:
+        """Return what the container was made with after place and name."""
+        return ()
+
     def release(self) -> None:  # noqa: B027 - not all keep something open
         """Let go of what is open; the next read opens it again."""
 
@@ -242,10 +251,22 @@ class ContainerSource(Source):
         self._own = range(len(self.containers)) if own is None else own
         self._by_name = {container.name: at for at, container in enumerate(self.containers)}
         self._depths = sorted({c.name.count("/") for c in self.containers}, reverse=True)
+        self._begin()
+
+    def _begin(self) -> None:
         self._listings = Pieces(_ROWS_IN_MEMORY)
         self._in_use: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
         self._tree: Tree | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a reader elsewhere needs: it lists the containers of its own images."""
+        lost = {"_listings", "_in_use", "_lock", "_tree"}
+        return {name: value for name, value in vars(self).items() if name not in lost}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     @property
     def readers(self) -> int:

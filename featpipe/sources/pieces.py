@@ -24,6 +24,10 @@ class Pieces:
         self._found: OrderedDict[Hashable, _Piece] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel empty."""
+        return Pieces, (self._most,)
+
     def get(self, key: Hashable, load: Callable[[], tuple[Any, int]]) -> Any:
         """Return a piece; ``load`` gives it and its size where it is not there.
 

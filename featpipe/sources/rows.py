@@ -88,6 +88,10 @@ class ParquetImages(Container):
         self._lock = threading.Lock()
         self._groups: _Groups | None = None
 
+    def further(self) -> tuple[Any, ...]:
+        """Return the pieces that files share."""
+        return (self._pieces,)
+
     def listed(self) -> Listing:
         """Read all columns but that of the images."""
         with arrow_errors(), _opened(self.place) as file:

@@ -92,6 +92,10 @@ class ArrowImages(Container):
         self._lock = threading.Lock()
         self._open: tuple[str | None, ImageColumns, Any] | None = None
 
+    def further(self) -> tuple[Any, ...]:
+        """Return the features and the split."""
+        return self._features, self.split
+
     def listed(self) -> Listing:
         """Read all columns but that of the images."""
         with arrow_errors():

@@ -90,9 +90,14 @@ class TarArchive(Container):
 
     def __init__(self, place: str, name: str, pieces: Pieces) -> None:
         super().__init__(place, name)
+        self._pieces = pieces
         self._ranges = Ranges(place, pieces)
         self._lock = threading.Lock()
         self._open: _OpenFile | None = None
+
+    def further(self) -> tuple[Any, ...]:
+        """Return the pieces that archives share."""
+        return (self._pieces,)
 
     def listed(self) -> Listing:
         """Read all headers, and the files beside images."""

@@ -82,8 +82,9 @@ def embed(
     SOURCE is a folder (class folders give labels; train, val and test folders above them
     the splits), an image, a CSV or Parquet table with a column 'path', a tar archive, a
     Parquet file with images, a folder of Hugging Face's datasets, several files as
-    'shard-{0000..0099}.tar', or - for a list of paths on standard input. A second run opens
-    only what is new or has changed.
+    'shard-{0000..0099}.tar', each on this machine or behind an address (s3://, gs://,
+    https://), or - for a list of paths on standard input. A second run opens only what is
+    new or has changed.
     """
     from featpipe.embedding import EmbedOptions, run_embedding
 

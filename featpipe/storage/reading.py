@@ -186,7 +186,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     kind = fsspec.get_filesystem_class(scheme)
     _silence(package)
     system = kind(**_options(scheme))
-    path = kind._strip_protocol(scheme + url[len(scheme) :])  # noqa: SLF001 - fsspec's protocol
+    # A key in front of a bucket opens nothing, and would be repeated as a part of its name.
+    place = url if scheme in {"http", "https"} else shown(url)
+    path = kind._strip_protocol(scheme + place[len(scheme) :])  # noqa: SLF001 - fsspec's protocol
     if scheme == "s3":
         # Waiting is left to `tried`, which knows for how long and when to stop.
         system.retries = 1

@@ -120,6 +120,17 @@ def test_archives_on_a_web_server_go_the_whole_way(
             assert "10 unchanged and not opened" in again.err
 
 
+def test_images_of_an_archive_without_a_version_are_opened_again(tmp_path: Path) -> None:
+    """Where a server tells neither ETag nor time, those in headers may be all the same."""
+    packed(tmp_path / "x.tar", {"1.jpg": "1"})
+    with web_server(tmp_path, etags=False) as server:
+        [known] = open_source(f"{server.url}/x.tar")
+        server.forgets_times = True
+        [ref] = open_source(f"{server.url}/x.tar")
+    assert (known.version is None, known.mtime_ns is None) == (False, False)
+    assert (ref.path, ref.version, ref.mtime_ns) == ("1.jpg", None, None)
+
+
 def test_every_source_travels_to_other_processes(
     bucket: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

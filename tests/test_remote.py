@@ -346,3 +346,34 @@ def test_score_reads_a_bucket(
     paths = [line.partition(",")[0] for line in output.read_text().splitlines()[1:]]
     assert paths == here.paths
     assert storage.is_url(BucketSource("s3://bucket/pets").location)
+
+
+def test_a_table_of_odd_addresses_is_a_row_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them stops the others, is taken for another one, or tells what opens it."""
+    monkeypatch.setenv("FEATPIPE_RETRY_SECONDS", "0")
+    paths = [
+        "ftp://host/a.jpg",
+        "https://[bad/a.jpg?sig=zq9",
+        "https://[bad/b.jpg?sig=zq9",
+        "HTTP://me:zq9@127.0.0.1:1/a.jpg",
+        "s3://AKIA:zq9/z@bucket/a.jpg",
+        "http://127.0.0.1:1/\x1b[31m::file:///etc/passwd",
+        "s3://",
+        "javascript:x",
+    ]
+    rows = [f"{path},{label}\n" for label, path in enumerate(paths)]
+    table = tmp_path / "odd.csv"
+    table.write_text("path,label\n" + "".join(rows), encoding="utf-8")
+    refs = list(open_source(str(table)))
+    assert [ref.label for ref in refs] == [str(label) for label in range(len(paths))]
+    assert all(ref.problem and ref.problem.isprintable() for ref in refs)
+    assert "zq9" not in str(refs)
+
+
+def test_an_address_without_a_bucket_is_said() -> None:
+    """In a sentence."""
+    with pytest.raises(SourceError) as caught:
+        open_source("s3:///")
+    assert str(caught.value) == "s3:/// names no bucket: give its name"

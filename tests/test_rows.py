@@ -381,3 +381,20 @@ def test_the_same_images_in_every_form_are_equal(tmp_path: Path) -> None:
     assert len(found["folder"]) == 10
     for name, rows_of in found.items():
         assert rows_of == found["folder"], name
+
+
+def test_rows_that_share_their_bytes_do_not_unpack_to_many_times_the_file(tmp_path: Path) -> None:
+    """A dictionary may hold one image for a million rows: it is held once."""
+    many, size = 200, 2**23
+    shared = pa.DictionaryArray.from_arrays(
+        pa.array([0] * many, pa.int32()), pa.array([bytes(size)], pa.binary())
+    )
+    path = tmp_path / "t.parquet"
+    pq.write_table(
+        pa.table({"image": shared}), path, dictionary_pagesize_limit=2**30, store_schema=False
+    )
+    source = open_source(path)
+    refs = list(source)
+    before = pa.total_allocated_bytes()
+    assert source.read(refs[-1]) == bytes(size)
+    assert pa.total_allocated_bytes() - before < 4 * size

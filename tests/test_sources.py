@@ -501,3 +501,21 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(
             f"there is no column {name!r} to group by in {source}: give a table that has it, as "
             "the source or with --labels"
         )
+
+
+@pytest.mark.parametrize(
+    ("begin", "said"), [(b"", "its first line"), (b"path,label\n", "a line of it")]
+)
+def test_a_table_of_one_endless_line_is_not_read_into_memory(
+    tmp_path: Path, begin: bytes, said: str
+) -> None:
+    """Four megabytes of it are enough to know."""
+    table = tmp_path / "t.csv"
+    with table.open("wb") as file:
+        file.write(begin)
+        file.truncate(2**33)
+    with pytest.raises(SourceError) as caught:
+        list(open_source(table))
+    assert str(caught.value) == (
+        f"the table {table} is damaged: {said} has more than 4194303 characters"
+    )

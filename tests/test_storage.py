@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,7 @@ from webserver import WebServer, web_server
 from featpipe import storage
 from featpipe.errors import SourceError
 from featpipe.storage import faults
+from featpipe.storage import web as web_module
 from featpipe.storage.reading import filesystem
 
 
@@ -229,7 +234,10 @@ def test_without_credentials_the_ways_to_give_them_are_named() -> None:
         ("https://host.org/i?id=7&access_token=ab", "https://host.org/i?id=7"),
         ("https://acct.blob.net/c/a.jpg?sv=1&sig=ab%2B", "https://acct.blob.net/c/a.jpg?sv=1"),
         ("s3://key:secret@bucket/a?b#c.jpg", "s3://bucket/a?b#c.jpg"),
-        ("https://[bad/a?sig=x", "https://…"),
+        ("https://[bad/a?sig=x", "https://[bad/a"),
+        ("https://me:pass/word@host.org/a.jpg", "https://host.org/a.jpg"),
+        ("s3://AKIA:sec/ret@bucket/a.jpg", "s3://bucket/a.jpg"),
+        ("https://host.org:8080/a@2x.jpg?w=2", "https://host.org:8080/a@2x.jpg?w=2"),
     ],
 )
 def test_an_address_is_shown_without_what_opens_it(url: str, shown: str) -> None:
@@ -303,3 +311,130 @@ def test_a_server_that_knows_no_ranges_is_said(web: WebServer, tmp_path: Path) -
     assert str(caught.value) == (
         f"the server of {place} cannot send a part of a file: download the file and give its path"
     )
+
+
+@pytest.mark.parametrize(
+    "place", ["https://[bad/a.jpg", "http://host.invalid:port/a.jpg", "http:///a.jpg"]
+)
+def test_an_address_that_is_none_is_an_error_of_its_own(place: str) -> None:
+    """Never one that nobody expects: a table may hold anything."""
+    with pytest.raises(OSError, match=r"there is nothing at|cannot be read or written"):
+        storage.look_at(place)
+    with pytest.raises(OSError, match="cannot be read or written"):
+        storage.read_file(place)
+    assert storage.path_of(place) == "/a.jpg"
+
+
+def test_a_signature_behind_a_space_is_not_repeated() -> None:
+    """A space ends an address in a text, but not what signs it."""
+    said = storage.without_secrets("no https://host:bad/a b.jpg?sig=ab&w=2&X-Amz-Signature=c here")
+    assert said == "no https://host:bad/a b.jpg&w=2 here"
+
+
+def test_colons_and_capitals_mean_nothing_else(server: Server) -> None:
+    """To fsspec `::` is a file system in another one, and `S3` none."""
+    for name in ("a::b.bin", "a::file:///etc/passwd"):
+        storage.write_file(f"s3://bucket/{name}", b"here")
+        assert storage.read_file(f"S3://bucket/{name}") == b"here"
+
+
+class _Answers:
+    """A server that sends what it is told to, and counts what was taken."""
+
+    def __init__(self, head: bytes, pieces: Callable[[], Iterator[bytes]]) -> None:
+        self._head, self._pieces, self.sent = head, pieces, 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/a.jpg"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                with near, suppress(OSError):
+                    asked = near.recv(2**16)
+                    near.sendall(self._head)
+                    for piece in () if asked.startswith(b"HEAD") else self._pieces():
+                        near.sendall(piece)
+                        self.sent += len(piece)
+
+
+@pytest.fixture
+def answers() -> Iterator[Callable[..., _Answers]]:
+    """Return a function that starts such a server."""
+    begun: list[_Answers] = []
+
+    def start(head: str, pieces: Callable[[], Iterator[bytes]]) -> _Answers:
+        begun.append(_Answers(head.replace("\n", "\r\n").encode("latin1"), pieces))
+        return begun[-1]
+
+    yield start
+    for one in begun:
+        one.close()
+
+
+def _endless() -> Iterator[bytes]:
+    return repeat(bytes(2**16))
+
+
+def test_a_body_without_end_is_left(answers: Callable[..., _Answers]) -> None:
+    """Whole, as a range, and as what a server says is packed."""
+    server = answers("HTTP/1.1 200 OK\nConnection: close\n\n", _endless)
+    with pytest.raises(storage.StorageError) as caught:
+        storage.read_file(server.url, most=10**6)
+    assert str(caught.value) == f"the server of {server.url} sends more than 1000000 bytes"
+    with pytest.raises(storage.StorageError, match="cannot send a part of a file"):
+        storage.read_range(server.url, 10, 10)
+    assert server.sent < 2**26
+
+
+def test_a_small_body_that_unpacks_to_a_large_one_is_left(
+    answers: Callable[..., _Answers],
+) -> None:
+    """A gigabyte of zeros is a megabyte on the way."""
+    packed = gzip.compress(bytes(2**26))
+    head = f"HTTP/1.1 200 OK\nContent-Encoding: gzip\nContent-Length: {len(packed)}\n\n"
+    server = answers(head, lambda: iter([packed]))
+    with pytest.raises(storage.StorageError, match="sends more than 1000000 bytes"):
+        storage.read_file(server.url, most=10**6)
+
+
+def test_a_server_that_drips_is_left(
+    answers: Callable[..., _Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time, all of them never would."""
+    monkeypatch.setenv(faults.PATIENCE_VARIABLE, "0")
+    server = answers("HTTP/1.1 200 OK\nContent-Length: 1000\n\n", lambda: iter([b"1"]))
+    monkeypatch.setattr(web_module, "_LEAST_PACE", 1e12)
+    with pytest.raises(storage.StorageError, match="sends less than a kilobyte a second"):
+        storage.read_file(server.url)
+
+
+def test_a_silent_body_is_given_up_at_the_end(answers: Callable[..., _Answers]) -> None:
+    """Ctrl-C does not wait until the server has had all its time."""
+    ended, is_asked, is_over = threading.Event(), threading.Event(), threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        is_asked.set()
+        is_over.wait()
+        yield b""
+
+    server = answers("HTTP/1.1 200 OK\nContent-Length: 1000\n\n", silent)
+    threading.Thread(target=lambda: (is_asked.wait(), ended.set()), daemon=True).start()
+    with storage.until(ended), pytest.raises(storage.StorageError) as caught:
+        storage.read_file(server.url)
+    is_over.set()
+    assert str(caught.value) == "it is not waited for any more"
+
+
+def test_headers_that_no_table_can_hold_are_made_fit(answers: Callable[..., _Answers]) -> None:
+    """A time beyond 64 bits is none; an ETag may be no text, and very long."""
+    head = "HTTP/1.1 200 OK\nContent-Length: 5\nLast-Modified: Fri, 31 Dec 9999 23:59:59 GMT\n"
+    odd = storage.look_at(answers(head + 'ETag: "\xff"\n\n', _endless).url)
+    assert (odd.size, odd.mtime_ns, odd.version) == (5, None, "\\xff")
+    long = storage.look_at(answers(head + f'ETag: "{"x" * 5000}"\n\n', _endless).url)
+    assert len(long.version or "") == 32

@@ -20,6 +20,8 @@ class WebServer:
         ``METHOD /path``, in the order of their coming.
     ask : callable
         Told of every request; returns None, or the status to answer with.
+    forgets_times : bool
+        Whether no answer tells when a file has changed.
     """
 
     def __init__(self, root: Path, *, etags: bool = True) -> None:
@@ -28,6 +30,7 @@ class WebServer:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.requests: list[str] = []
         self.ask: Callable[[str], int | None] = lambda _: None
+        self.forgets_times = False
         self._root, self._etags = root, etags
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -56,6 +59,8 @@ class WebServer:
             response = send_from_directory(
                 self._root, path.strip("/"), environ, etag=self._etags, max_age=None
             )
+        if self.forgets_times:
+            response.headers.pop("Last-Modified", None)
         return response(environ, start_response)
 
 

@@ -362,7 +362,11 @@ class ContainerSource(Source):
         if split is not None:
             table = _replaced(table, "split", pc.fill_null(table.column("split"), split))
         table = _replaced(table, "path", self._full_paths(container, table.column("path")))
-        if listing.version is not None:
+        if listing.version is None:
+            # Times in an archive may all be the same: where nobody tells whether it has changed,
+            # only its images do.
+            table = _replaced(table, "mtime_ns", pa.nulls(len(table), pa.int64()))
+        else:
             table = table.append_column(VERSION, constant_column(listing.version, len(table)))
         return table
 

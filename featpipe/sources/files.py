@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from featpipe import storage
 from featpipe._threads import Threads
@@ -25,6 +25,8 @@ from featpipe.types import ImageRef
 
 T = TypeVar("T")
 _BLOCK = 2**10
+_UNKNOWN_BYTES = 2**26
+"""An image whose size the server does not tell may have as many."""
 
 
 class FileSource(LocalSource):
@@ -85,7 +87,11 @@ class FileSource(LocalSource):
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes of one file; raise OSError where that cannot be done."""
         address = self._address(ref.path)
-        return super().read(ref) if address is None else self._asked(address, storage.read_file)
+        if address is None:
+            return super().read(ref)
+        # Many are read at one time: what is far larger than was said is not kept.
+        most = min(max(ref.size or 0, _UNKNOWN_BYTES), MAX_FILE_BYTES)
+        return self._asked(address, partial(storage.read_file, most=most))
 
     def reader(self) -> Source:
         """Return a source that knows where images lie, and what opens them, but lists none."""
@@ -101,7 +107,7 @@ class FileSource(LocalSource):
         return None if self._base is None else storage.joined(self._base, path)
 
     def _asked(self, address: str, action: Callable[[str], T]) -> T:
-        host = urlsplit(address).netloc
+        host = storage.host_of(address)
         if host in self._silent:
             raise storage.StorageError(self._silent[host])
         try:

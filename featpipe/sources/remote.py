@@ -37,6 +37,8 @@ class BucketSource(Source):
 
     def __init__(self, url: str) -> None:
         super().__init__()
+        if not storage.host_of(url):
+            raise SourceError(f"{printable(storage.shown(url))} names no bucket: give its name")
         self.url = url.rstrip("/")
         self.location = storage.shown(self.url)
         self.name = self.location.rpartition("/")[2] or "bucket"

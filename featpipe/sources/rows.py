@@ -163,7 +163,9 @@ class _Groups:
         rows = self._rows_a_piece[group]
         with self._lock:
             if rows >= self._metadata.row_group(group).num_rows:
-                with _opened(self._place, self._metadata) as file:
+                # Values that are stored once stay so: a million rows may share one of them.
+                once = [self.columns.of_bytes]
+                with _opened(self._place, self._metadata, once) as file:
                     table = file.read_row_group(group, columns=columns, use_threads=False)
             else:
                 table = self._next_piece(group, piece, rows)
@@ -212,10 +214,11 @@ def _columns(file: Any) -> ImageColumns:
 
 
 @contextmanager
-def _opened(place: str, metadata: Any = None) -> Iterator[Any]:
+def _opened(place: str, metadata: Any = None, once: list[str] | None = None) -> Iterator[Any]:
+    options = {"metadata": metadata, "read_dictionary": once}
     if not is_url(place):
-        with pq.ParquetFile(place, metadata=metadata) as file:
+        with pq.ParquetFile(place, **options) as file:
             yield file
         return
-    with open_file(place) as source, pq.ParquetFile(source, metadata=metadata) as file:
+    with open_file(place) as source, pq.ParquetFile(source, **options) as file:
         yield file

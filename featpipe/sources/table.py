@@ -10,7 +10,7 @@ from dataclasses import replace
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from featpipe import storage
 from featpipe._files import printable
@@ -22,6 +22,9 @@ from featpipe.types import ImageRef
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image", "url", "image_url")
+_LONGEST_LINE = 2**22
+_Said: TypeAlias = "tuple[str | None, str | None, str | None]"
+"""Label, split and group."""
 
 
 class TableSource(FileSource):
@@ -80,16 +83,19 @@ class TableSource(FileSource):
     def rows(self) -> Iterator[ImageRef]:
         """Yield what the table says; no file is looked at."""
         self.notes.clear()
-        seen: dict[str, ImageRef] = {}
+        # What is told of an image is kept once for all that share it, not for each of millions.
+        seen: dict[str, _Said] = {}
+        known: dict[_Said, _Said] = {}
         repeated = 0
         for number, row in enumerate(read_table(self._table), start=1):
             ref = _as_ref(row, self._table, number, self._group)
             ref = replace(ref, path=self.named(ref.path))
+            said = (ref.label, ref.split, ref.group)
             if ref.path in seen:
-                _refuse_contradiction(self._table, ref, seen[ref.path])
+                _refuse_contradiction(self._table, ref.path, said, seen[ref.path])
                 repeated += 1
                 continue
-            seen[ref.path] = ref
+            seen[ref.path] = known.setdefault(said, said)
             yield ref
         if repeated:
             self.notes.append(f"rows that name a path again: {repeated}")
@@ -142,16 +148,26 @@ def _open_text(path: str) -> TextIOWrapper:
 
 def _header(file: TextIOWrapper, path: str) -> tuple[list[str], str]:
     """Read the first line: the names of the columns, and what stands between them."""
-    header = file.readline()
+    header = file.readline(_LONGEST_LINE)
+    if len(header) == _LONGEST_LINE:
+        raise ValueError(f"its first line has more than {_LONGEST_LINE - 1} characters")
     delimiter = "\t" if path.lower().endswith(".tsv") else max(",;\t", key=header.count)
     cells = next(csv.reader([header], delimiter=delimiter), [])
     return [name.strip() for name in cells], delimiter
 
 
+def _lines(file: TextIOWrapper) -> Iterator[str]:
+    """Yield lines in pieces of a bounded length: a file may be one line, and large."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE and line[-1] not in "\r\n":
+            raise ValueError(f"a line of it has more than {_LONGEST_LINE - 1} characters")
+        yield line
+
+
 def _read_csv(path: str) -> Iterator[dict[str, str | None]]:
     with _open_text(path) as file:
         names, delimiter = _header(file, path)
-        for cells in csv.reader(file, delimiter=delimiter):
+        for cells in csv.reader(_lines(file), delimiter=delimiter):
             if any(cell.strip() for cell in cells[len(names) :]):
                 raise ValueError(
                     f"a row has {len(cells)} cells and the header {len(names)}: put quotes "
@@ -249,12 +265,11 @@ def _split(text: str | None, table: str, number: int) -> str | None:
     return split
 
 
-def _refuse_contradiction(table: str, ref: ImageRef, former: ImageRef) -> None:
-    for what in ("label", "split", "group"):
-        one, two = getattr(former, what), getattr(ref, what)
+def _refuse_contradiction(table: str, path: str, said: _Said, former: _Said) -> None:
+    for what, one, two in zip(("label", "split", "group"), former, said, strict=True):
         if one != two:
             raise SourceError(
-                f"the table {printable(storage.shown(table))} gives {printable(ref.path)} two "
+                f"the table {printable(storage.shown(table))} gives {printable(path)} two "
                 f"{what}s, {printable(str(one))!r} and {printable(str(two))!r}: keep one of the "
                 "rows"
             )

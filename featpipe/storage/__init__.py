@@ -8,6 +8,7 @@ can be tried again is tried again; what then fails is an OSError with one senten
 
 from featpipe.storage.addresses import (
     has_folders,
+    host_of,
     is_url,
     joined,
     path_of,
@@ -24,6 +25,7 @@ __all__ = [
     "StorageGoneError",
     "delete_file",
     "has_folders",
+    "host_of",
     "is_url",
     "joined",
     "list_folder",

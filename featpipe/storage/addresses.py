@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import urlsplit, urlunsplit
 
 from featpipe.errors import SourceError
 
@@ -19,11 +18,13 @@ PACKAGES = {
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SECRET_NAME = re.compile(
-    r"x-(amz|goog|ms)-.*|awsaccesskeyid|googleaccessid|signature|sig|expires|policy|key-pair-id|"
-    r".*(token|secret|passw|credential|api-?_?key|auth).*",
+    r"x-(amz|goog|ms)-[^=&]*|awsaccesskeyid|googleaccessid|signature|sig|expires|policy|key-pair-id|"
+    r"[^=&]*(token|secret|passw|credential|api-?_?key|auth)[^=&]*",
     re.IGNORECASE,
 )
 """Parts of a query that sign or authorise, and say nothing of what is asked for."""
+_NAME_IN_TEXT = _SECRET_NAME.pattern.replace("[^=&]", r"[^=&\s]")
+_SECRET_PAIR = re.compile(rf"[?&](?:{_NAME_IN_TEXT})=[^&#\s'\"<>]*", re.IGNORECASE)
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -62,7 +63,7 @@ def path_of(url: str) -> str:
     >>> path_of("https://example.org/photos/1.jpg?size=2")
     '/photos/1.jpg'
     """
-    return urlsplit(url).path if not has_folders(url) else _after_host(url)
+    return _after_host(url if has_folders(url) else re.split("[?#]", url, maxsplit=1)[0])
 
 
 def joined(root: str, name: str) -> str:
@@ -82,15 +83,35 @@ def shown(url: str) -> str:
     """
     if "@" not in url and "?" not in url:
         return url
-    try:
-        scheme, place, path, query, fragment = urlsplit(url)
-    except ValueError:
-        return url.partition("://")[0] + "://…"
-    if scheme not in {"http", "https"}:
+    # Not `urlsplit`: it refuses some addresses, and those must not come to look all the same.
+    scheme, _, rest = url.partition("://")
+    rest = _without_user(rest)
+    if scheme.lower() not in {"http", "https"}:
         # Names in a bucket may hold any character, and these addresses have no query.
-        return urlunsplit((scheme, place.rpartition("@")[2], "", "", "")) + _after_host(url)
+        return f"{scheme}://{rest}"
+    rest, mark, fragment = rest.partition("#")
+    path, _, query = rest.partition("?")
     kept = [pair for pair in query.split("&") if not _SECRET_NAME.fullmatch(pair.partition("=")[0])]
-    return urlunsplit((scheme, place.rpartition("@")[2], path, "&".join(kept), fragment))
+    asked = "&".join(kept)
+    return f"{scheme}://{path}{'?' if asked else ''}{asked}{mark}{fragment}"
+
+
+def host_of(url: str) -> str:
+    """Return the host of an address, or its bucket."""
+    return re.split("[/?#]", _without_user(url.partition("://")[2]), maxsplit=1)[0]
+
+
+def _without_user(rest: str) -> str:
+    """Return what follows ``://`` without what opens it.
+
+    A password should not hold a ``/``; one that does is none of the path for that.
+    """
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, _, after = place.partition(":")
+    is_open = "@" not in place and after and not after.isdigit() and user.lower() != "arn"
+    if is_open and not place.startswith("["):
+        return rest.rpartition("@")[2]
+    return place.rpartition("@")[2] + rest[len(place) :]
 
 
 def _after_host(url: str) -> str:
@@ -105,6 +126,8 @@ def without_secrets(text: str) -> str:
     '403 for https://example.org/1.jpg'
     """
     text = _URL.sub(lambda found: shown(found.group()), text)
+    # An address may hold what ends it here, such as a space.
+    text = _SECRET_PAIR.sub("", text)
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name)
         if value:

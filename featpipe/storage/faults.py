@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from threading import Event, local
 from typing import TypeVar
 
+from featpipe._files import printable
 from featpipe.storage.addresses import without_secrets
 
 T = TypeVar("T")
@@ -82,6 +83,11 @@ def until(ended: Event) -> Iterator[None]:
         del _local.ended
 
 
+def ending() -> Event:
+    """Return what tells this thread to ask no more; see `until`."""
+    return getattr(_local, "ended", None) or Event()
+
+
 def tried(action: Callable[[], T], place: str) -> T:
     """Do something with a storage, again and again while that makes sense.
 
@@ -110,8 +116,7 @@ def tried(action: Callable[[], T], place: str) -> T:
         wait_random_exponential,
     )
 
-    ended: Event = getattr(_local, "ended", None) or Event()
-
+    ended = ending()
     attempts = Retrying(
         retry=retry_if_exception(is_passing),
         wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT),
@@ -143,7 +148,7 @@ def is_passing(error: BaseException) -> bool:
 def translated(error: BaseException, place: str) -> OSError:
     """Return a foreign error as one of ours, which is an OSError."""
     error = _unwrapped(error)
-    said = without_secrets(_said(error))
+    place, said = printable(place), printable(without_secrets(_said(error)))
     status = getattr(error, "status", None)
     result: OSError = StorageError(f"{place} cannot be read or written ({said})")
     if isinstance(error, StorageError):

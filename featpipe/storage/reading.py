@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +17,11 @@ from typing import Any, BinaryIO
 from featpipe.errors import SourceError
 from featpipe.storage.addresses import PACKAGES, is_url, scheme_of, shown
 from featpipe.storage.faults import StorageError, tried
+from featpipe.storage.web import MOST_BYTES, fetch, fetch_range
 
 _AHEAD_BYTES = 2**22
 """What an open file fetches at once: jumps over less cost nothing."""
+_LONGEST_VERSION = 256
 _CONNECT_SECONDS, _READ_SECONDS = 10, 30
 
 
@@ -78,17 +82,22 @@ def list_folder(place: str) -> list[Entry]:
     return sorted(inside, key=lambda entry: entry.name)
 
 
-def read_file(place: str, *, is_large: bool = False) -> bytes:
+def read_file(place: str, *, is_large: bool = False, most: int = MOST_BYTES) -> bytes:
     """Return all bytes of a file, in one request; errors as of `look_at`.
 
-    ``is_large`` allows its size to be asked for first, and pieces to be fetched side by side.
+    ``is_large`` allows its size to be asked for first, and pieces to be fetched side by side. A
+    web server that sends more than ``most`` bytes is not listened to any further.
     """
     if not is_url(place):
         return Path(place).read_bytes()
     system, path = filesystem(place)
     # s3fs asks for the size of every file unless it is told to fetch it as one piece.
     options = {"max_concurrency": 1} if scheme_of(place) == "s3" and not is_large else {}
-    data: bytes = tried(lambda: system.cat_file(path, **options), shown(place))
+    data: bytes
+    if scheme_of(place) in {"http", "https"}:
+        data = tried(lambda: fetch(system, path, most), shown(place))
+    else:
+        data = tried(lambda: system.cat_file(path, **options), shown(place))
     return data
 
 
@@ -101,14 +110,11 @@ def read_range(place: str, start: int, length: int) -> bytes:
     if length <= 0:
         return b""
     system, path = filesystem(place)
-    data: bytes = tried(
-        lambda: system.cat_file(path, start=start, end=start + length), shown(place)
-    )
-    if len(data) > length:
-        raise StorageError(
-            f"the server of {shown(place)} cannot send a part of a file: download the file and "
-            "give its path"
-        )
+    data: bytes
+    if scheme_of(place) in {"http", "https"}:
+        data = tried(lambda: fetch_range(system, path, start, length), shown(place))
+    else:
+        data = tried(lambda: system.cat_file(path, start=start, end=start + length), shown(place))
     return data
 
 
@@ -176,11 +182,24 @@ def filesystem(url: str) -> tuple[Any, str]:
         )
     import fsspec  # noqa: PLC0415 - an extra
 
-    system, path = fsspec.core.url_to_fs(url, **_options(scheme))
+    # Not `url_to_fs`, to which `::` in a name means a file system within another.
+    kind = fsspec.get_filesystem_class(scheme)
+    _silence(package)
+    system = kind(**_options(scheme))
+    # A key in front of a bucket opens nothing, and would be repeated as a part of its name.
+    place = url if scheme in {"http", "https"} else shown(url)
+    path = kind._strip_protocol(scheme + place[len(scheme) :])  # noqa: SLF001 - fsspec's protocol
     if scheme == "s3":
         # Waiting is left to `tried`, which knows for how long and when to stop.
         system.retries = 1
     return system, str(path)
+
+
+def _silence(package: str) -> None:
+    """Keep what a package logs, such as whole tracebacks, from a terminal where nobody logs."""
+    log = logging.getLogger(package)
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
 
 
 def _options(scheme: str) -> dict[str, Any]:
@@ -205,11 +224,19 @@ def _entry(name: str, info: Mapping[str, Any]) -> Entry:
     size, version = info.get("size"), None
     for field in ("generation", "ETag", "etag", "Content-MD5"):
         if info.get(field):
-            version = str(info[field]).strip('"')
+            version = _as_version(str(info[field]).strip('"'))
             break
     is_folder = info.get("type") == "directory"
     known_size = None if is_folder or size is None else int(size)
     return Entry(name, known_size, _nanoseconds(info), version, is_folder)
+
+
+def _as_version(text: str) -> str:
+    """Return a version that any table can hold, whatever a server calls one."""
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) > _LONGEST_VERSION:
+        return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _nanoseconds(info: Mapping[str, Any]) -> int | None:
@@ -219,7 +246,8 @@ def _nanoseconds(info: Mapping[str, Any]) -> int | None:
             value = _parsed(value)
         if isinstance(value, datetime):
             whole = value.replace(microsecond=0, tzinfo=value.tzinfo or UTC)
-            return int(whole.timestamp()) * 10**9 + value.microsecond * 1000
+            found = int(whole.timestamp()) * 10**9 + value.microsecond * 1000
+            return found if abs(found) < 2**63 else None
     return None
 
 
@@ -227,6 +255,6 @@ def _parsed(text: str) -> datetime | None:
     for parse in (datetime.fromisoformat, parsedate_to_datetime):
         try:
             return parse(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     return None

@@ -189,8 +189,24 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_ADDRESS = re.compile(r"(s3|gs|gcs|https?):(?:/|$)")
+"""What a `Path` makes of ``s3://bucket/…``."""
+
+
+def refuse_address(path: Path) -> None:
+    """Raise `WriteError` where ``path`` was an address: the folder ``s3:`` would be made here."""
+    address = _ADDRESS.match(path.as_posix())
+    if address:
+        # Not all of it: an address may hold credentials.
+        raise WriteError(
+            f"cannot write below an address ({address[1]}://…): stores alone can lie in a bucket; "
+            "give a path of this machine, and copy the file from there"
+        )
+
+
 def make_folder(folder: Path) -> None:
     """Create ``folder`` and its parents, or raise `WriteError`."""
+    refuse_address(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

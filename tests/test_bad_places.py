@@ -496,3 +496,28 @@ def test_ctrl_c_during_fit(run_cli: Run, place: Path) -> None:
     assert (result.code, result.out) == (EXIT_INTERRUPTED, "")
     assert result.err.endswith(INTERRUPTED)
     assert Path("heads/mine/head.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("to-parquet", "store", "s3://bucket/all.parquet"),
+        ("fit", "store", "-o", "s3://bucket/heads/mine"),
+        ("score", "photos", "--head", "heads/mine", "-o", "https://me:secret@host/scores.csv"),
+        ("report", "heads/mine", "store", "-o", "gs://bucket/page.html"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_address_is_no_output_but_of_a_store(
+    place: Path, run_cli: Run, command: tuple[str, ...]
+) -> None:
+    """Nothing is written into a folder ``s3:`` of this machine, and no credentials are shown."""
+    result = run_cli(*command)
+    scheme = command[-1].partition(":")[0]
+    assert result.code == 8
+    assert result.err.endswith(
+        f"Error: cannot write below an address ({scheme}://…): stores alone can lie in a bucket; "
+        "give a path of this machine, and copy the file from there\n"
+    )
+    assert "secret" not in result.out + result.err
+    assert not list(place.glob("*:"))

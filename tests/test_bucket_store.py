@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,20 @@ from buckets import CREDENTIALS, Server, Wire, server_of_buckets
 from conftest import PHOTOS, build_tiny_backbone
 
 from featpipe import storage
+from featpipe.backbones import load_backbone
 from featpipe.embedding import embed, run_embedding
+from featpipe.embedding.block_worker import BlockWorker, Destination, Recipe, Witness
+from featpipe.embedding.blocks import in_blocks
+from featpipe.embedding.plan import make_plan
 from featpipe.errors import FingerprintError, StoreError, WriteError
 from featpipe.heads import load_head
+from featpipe.sources import FolderSource
 from featpipe.store import (
     EmbeddingStore,
+    Index,
+    Manifest,
+    Places,
+    StoreWriter,
     collect_garbage,
     merge_stores,
     verify_store,
@@ -357,6 +368,34 @@ def test_two_writers_do_not_lose_each_others_parts(
     assert (report.computed, report.unchanged) == (0, 120)
     assert collect_garbage(place).kept == 120
     assert np.array_equal(EmbeddingStore.open(place).X, here.X)
+
+
+def test_workers_of_two_runs_do_not_write_over_each_other(
+    server: Server, crops: Path, model: Path, here: EmbeddingStore
+) -> None:
+    """Two drivers may promise the same number; a part goes under the next one that is free."""
+    place, source, backbone = "s3://bucket/drivers", FolderSource(crops), load_backbone(model)
+    manifest = Manifest(backbone.card.to_json(), "float32", source.location)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(StoreWriter.opened(place, manifest)) for _ in range(2)]
+        listed = make_plan(source, Index.empty(), Places()).to_open()
+        halves = [listed.slice(0, 60), listed.slice(60)]
+        # The second has opened the store before the first one has promised anything.
+        promised = [list(writer.promise(1)) for writer in writers]
+        assert promised == [[0], [1]]
+        results = []
+        # Both could have read the record at the same moment: then both have promised 0.
+        for writer, half in zip(writers, halves, strict=True):
+            recipe = Recipe.of(source, backbone, "cpu", "fp32", 8)
+            recipe = replace(recipe, destination=Destination(place, writer.shape, 1))
+            [block] = in_blocks(half, [60], [0])
+            results.append(BlockWorker(recipe, np.empty((2, 0), np.uint64), Witness())(block))
+    assert [set(result.column("part").to_pylist()) for result in results] == [{0}, {1}]
+    assert sorted(names(place))[1:4] == [f"parts/0000{n}" for n in ("0.npy", "1.keys", "1.npy")]
+    report = run_embedding(crops, model, output=place)
+    assert (report.computed, report.known) == (0, 120)
+    assert np.array_equal(report.store.X, here.X)
+    assert verify_store(report.store) == []
 
 
 def test_another_backbone_is_refused(there: str, crops: Path, tmp_path: Path) -> None:

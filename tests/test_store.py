@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from featpipe.store import (
     collect_garbage,
     merge_stores,
     newest_store,
+    parts,
     verify_store,
     write_parquet,
 )
@@ -322,6 +324,37 @@ def test_writer_sets_a_damaged_part_aside(tmp_path: Path) -> None:
             f"{part} was damaged and is set aside; its images are computed anew"
         ]
     assert (path / "parts" / "00000.npy.damaged").exists()
+
+
+def test_numbers_of_parts_that_are_gone_are_not_given_again(tmp_path: Path) -> None:
+    """A reader with an older index would take another image's vector for its own."""
+    path = fill(tmp_path / "s", {"a": "x"}).path
+    before = EmbeddingStore.open(path)
+    part = path / "parts" / "00000.npy"
+    part.write_bytes(part.read_bytes()[:-3])
+    with StoreWriter.opened(path, MANIFEST):
+        pass
+    fill(path, {"b": "y"})
+    with pytest.raises(StoreError, match="missing"):
+        _ = before.X
+    between = EmbeddingStore.open(path)
+    with StoreWriter.opened(path, MANIFEST) as writer:
+        writer.commit(Index.empty())
+    assert collect_garbage(path).dropped == 1
+    fill(path, {"c": "z"})
+    with pytest.raises(StoreError, match="missing"):
+        _ = between.X
+    assert np.array_equal(EmbeddingStore.open(path).X, [vector("z")])
+
+
+def test_promises_to_workers_stay_with_their_store(tmp_path: Path) -> None:
+    """A merged store begins with its own first part."""
+    fill(tmp_path / "a", {"a": "x"}, replace(MANIFEST, next_part=7))
+    fill(tmp_path / "b", {"b": "y"})
+    merged = merge_stores(tmp_path / "ab", [tmp_path / "a", tmp_path / "b"])
+    assert (merged.manifest.next_part, parts.list_parts(merged.path)) == (0, [0])
+    assert collect_garbage(tmp_path / "a").dropped == 0
+    assert Manifest.read(tmp_path / "a").next_part == 7
 
 
 def test_writer_sweeps_what_a_crash_left(tmp_path: Path) -> None:

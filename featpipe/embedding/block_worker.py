@@ -49,7 +49,7 @@ class Destination:
     """The store that parts are written into, as its writer knows it.
 
     ``next_part`` is that of the manifest: a worker that sees another number there sees another
-    folder of the same name.
+    folder of the same name. In a bucket it may see a greater one.
     """
 
     path: Place
@@ -304,7 +304,7 @@ class _Work:
         self._rows: dict[Key, int] = {}
         self._failures: dict[Key, Failure] = {}
         self._vectors: list[Vectors] = []
-        self._has_part = False
+        self._part: int | None = None
 
     def take_over(self) -> None:
         """Keep the part that a former try has written whole before it died."""
@@ -317,7 +317,7 @@ class _Work:
             return
         if parts.is_whole(path, number, shape, len(keys)):
             self._rows = {key: row for row, key in enumerate(keys)}
-            self._has_part = True
+            self._part = number
 
     def wanted(self, key: Key) -> bool:
         """Tell whether the vector of a content is to be computed; see `stream`."""
@@ -359,16 +359,17 @@ class _Work:
         became = [self._settled(self._became[at]) for at in self._block.positions]
         vectors = np.concatenate([np.empty((0, dimension), np.float32), *self._vectors])
         if self._destination is None:
-            return with_vectors(result_table(self._block, became, has_part=False), vectors)
-        if len(vectors) and self._has_part:
+            return with_vectors(result_table(self._block, became, part=None), vectors)
+        if len(vectors) and self._part is not None:
             # A part never changes: what was not in it then is left to the next run.
             computed = {b.key for b in became if b.row is not None and b.key in self._claimed}
             became = [
                 replace(b, failure=_CHANGED, row=None) if b.key in computed else b for b in became
             ]
         elif len(vectors):
-            _write(self._destination, self._block.number, list(self._rows), vectors)
-        return result_table(self._block, became, has_part=True)
+            keys = list(self._rows)
+            self._part = _write(self._destination, self._block.number, keys, vectors)
+        return result_table(self._block, became, part=self._part)
 
     def _settled(self, became: Became) -> Became:
         """Give an image whose content another image of the block has brought what that one got."""
@@ -379,12 +380,23 @@ class _Work:
         return replace(became, row=self._rows.get(became.key))
 
 
-def _write(destination: Destination, number: int, keys: list[Key], vectors: Vectors) -> None:
+def _write(destination: Destination, number: int, keys: list[Key], vectors: Vectors) -> int:
+    """Write a part, and return its number: in a bucket another writer may have taken the own one.
+
+    There a former try of this block, which died before it wrote the keys, looks the same.
+    """
     assert all(len(key) == KEY_BYTES for key in keys)
     # As in `StoreWriter.append`: a value beyond float16 becomes infinite.
     with np.errstate(over="ignore"):
         stored = vectors.astype(destination.shape.dtype, copy=False)
-    parts.write_part(destination.path, number, destination.shape, keys, stored)
+    path, shape = destination.path, destination.shape
+    while True:
+        try:
+            parts.write_part(path, number, shape, keys, stored, claim=True)
+        except FileExistsError:
+            number = max(number + 1, destination.next_part)
+        else:
+            return number
 
 
 def _check_store(destination: Destination) -> None:
@@ -393,8 +405,10 @@ def _check_store(destination: Destination) -> None:
     try:
         seen = Manifest.read(destination.path).next_part
     except StoreError:
-        seen = None
-    if seen != destination.next_part:
+        seen = -1
+    # In a bucket, where nothing keeps two writers apart, another may have given away more.
+    wanted = destination.next_part
+    if seen != wanted and (isinstance(destination.path, Path) or seen < wanted):
         raise StoreError(
             f"{_here()} does not see the store {shown}: put it (-o) and the images where every "
             "machine sees them under the same path, such as a shared file system"

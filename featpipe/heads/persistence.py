@@ -29,6 +29,7 @@ from featpipe._files import (
     lock,
     make_folder,
     printable,
+    refuse_address,
     write_error,
     write_json,
 )
@@ -313,6 +314,7 @@ def check_head_folder(path: str | os.PathLike[str]) -> None:
         As `save_head`.
     """
     folder = Path(path)
+    refuse_address(folder)
     if folder.is_dir():
         _refuse_strangers(folder)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -83,17 +83,20 @@ def collect_garbage(place: str | os.PathLike[str]) -> Collected:
     before = disk_usage(path)
     with StoreWriter.opened(path, store.manifest) as writer:
         writer.drop_unfinished()
-        held, old = len(writer.places), parts.list_parts(path)
+        held, old = len(writer.places), set(parts.list_parts(path))
         index = _refuse_missing(writer.previous.placed(writer.places), printable(str(path)))
         wanted = np.flatnonzero(index.with_vector())
         wanted = wanted[firsts(index.keys()[wanted])]
         if held == len(wanted) and len(old) <= 1 + held // PART_ROWS:
             return Collected(held, 0, 0)
+        if not len(wanted):
+            # No part will be left to tell which numbers were there, and readers may know them.
+            writer.promise(0)
         _gather(index, wanted, writer)
         writer.flush()
-        new = [number for number in parts.list_parts(path) if number not in set(old)]
+        new = [number for number in parts.list_parts(path) if number not in old]
         writer.commit(index.placed(_places(path, new)))
-        for number in old:
+        for number in sorted(old):
             writer.drop_part(number)
     return Collected(len(wanted), held - len(wanted), before - disk_usage(path))
 

@@ -56,7 +56,8 @@ def merged_manifest(stores: Sequence[EmbeddingStore]) -> Manifest:
     others one of several sources, which no single one of them may replace.
     """
     manifests = [store.manifest for store in stores]
-    first = manifests[0]
+    # What one of them has promised to workers is nothing to the parts of another store.
+    first = replace(manifests[0], next_part=0)
     if _are_shards(manifests):
         groups = {manifest.group for manifest in manifests}
         group = first.group if len(groups) == 1 else None

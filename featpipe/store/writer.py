@@ -34,6 +34,10 @@ _RECENT_SECONDS = 600
 """A part that has been without its keys for longer is no writer's any more."""
 
 
+_TAKEN = (".keys", ".npy", ".keys.damaged", ".npy.damaged")
+"""Files of a part whose number is not given again: a reader may have an index that refers to it."""
+
+
 class StoreWriter:
     """Adds vectors to a store; use `StoreWriter.opened`, which holds the lock.
 
@@ -56,7 +60,7 @@ class StoreWriter:
         self._sweep(files)
         numbers = parts.numbers_in(files, ".keys")
         self.places = Places(self._finished(numbers, files))
-        taken = max(parts.numbers_in(files, ".keys", ".npy"), default=-1) + 1
+        taken = max(parts.numbers_in(files, *_TAKEN), default=-1) + 1
         self._next = max(taken, manifest.next_part)
         self._has_moved = False
         self._rows = min(_FIRST_PART_ROWS << len(numbers), PART_ROWS)
@@ -117,9 +121,13 @@ class StoreWriter:
         """Give away the numbers of ``count`` parts, for good: others write them, or nobody does.
 
         That is on disk before the first of them can be begun, so a worker that outlives this
-        process never writes a part that the next one writes, too.
+        process never writes a part that the next one writes, too. In a bucket another writer may
+        give away the same: whoever writes a part there claims its number.
         """
         self.flush()
+        if not self._folder.is_exclusive:
+            self.manifest = Manifest.read(self.path)
+            self._next = max(self._next, self.manifest.next_part)
         promised = range(self._next, self._next + count)
         self.manifest = replace(self.manifest, next_part=promised.stop)
         self.manifest.write(self.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -49,7 +50,7 @@ class Destination:
     """The store that parts are written into, as its writer knows it.
 
     ``next_part`` is that of the manifest: a worker that sees another number there sees another
-    folder of the same name.
+    folder of the same name. No number from there on is promised to a block.
     """
 
     path: Place
@@ -359,7 +360,8 @@ class _Work:
         became = [self._settled(self._became[at]) for at in self._block.positions]
         vectors = np.concatenate([np.empty((0, dimension), np.float32), *self._vectors])
         if self._destination is None:
-            return with_vectors(result_table(self._block, became, has_part=False), vectors)
+            return with_vectors(result_table(self._block, became, part=None), vectors)
+        part = self._block.number
         if len(vectors) and self._has_part:
             # A part never changes: what was not in it then is left to the next run.
             computed = {b.key for b in became if b.row is not None and b.key in self._claimed}
@@ -367,8 +369,8 @@ class _Work:
                 replace(b, failure=_CHANGED, row=None) if b.key in computed else b for b in became
             ]
         elif len(vectors):
-            _write(self._destination, self._block.number, list(self._rows), vectors)
-        return result_table(self._block, became, has_part=True)
+            part = _write(self._destination, part, list(self._rows), vectors)
+        return result_table(self._block, became, part=part)
 
     def _settled(self, became: Became) -> Became:
         """Give an image whose content another image of the block has brought what that one got."""
@@ -379,12 +381,21 @@ class _Work:
         return replace(became, row=self._rows.get(became.key))
 
 
-def _write(destination: Destination, number: int, keys: list[Key], vectors: Vectors) -> None:
+def _write(destination: Destination, number: int, keys: list[Key], vectors: Vectors) -> int:
+    """Write a part, and return its number: another one only where a bucket has it already."""
     assert all(len(key) == KEY_BYTES for key in keys)
     # As in `StoreWriter.append`: a value beyond float16 becomes infinite.
     with np.errstate(over="ignore"):
         stored = vectors.astype(destination.shape.dtype, copy=False)
-    parts.write_part(destination.path, number, destination.shape, keys, stored)
+    # In a bucket no lock keeps other writers out, who know nothing of what was promised; nor does
+    # a part count whose keys were not written before its worker died.
+    for part in chain([number], count(destination.next_part)):
+        try:
+            parts.write_part(destination.path, part, destination.shape, keys, stored, claim=True)
+        except FileExistsError:
+            continue
+        break
+    return part
 
 
 def _check_store(destination: Destination) -> None:
@@ -394,7 +405,9 @@ def _check_store(destination: Destination) -> None:
         seen = Manifest.read(destination.path).next_part
     except StoreError:
         seen = None
-    if seen != destination.next_part:
+    # In a bucket another writer may have given numbers away meanwhile.
+    most = destination.next_part if isinstance(destination.path, Path) else seen
+    if seen is None or most is None or not destination.next_part <= seen <= most:
         raise StoreError(
             f"{_here()} does not see the store {shown}: put it (-o) and the images where every "
             "machine sees them under the same path, such as a shared file system"

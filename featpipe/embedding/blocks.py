@@ -105,8 +105,8 @@ def in_blocks(listed: pa.Table, sizes: Sequence[int], numbers: Sequence[int]) ->
         start += size
 
 
-def result_table(block: Block, became: Sequence[Became], *, has_part: bool) -> pa.Table:
-    """Return what became of a block's images as a table of `RESULT`."""
+def result_table(block: Block, became: Sequence[Became], *, part: int | None) -> pa.Table:
+    """Return what became of a block's images as a table of `RESULT`; ``part`` has the vectors."""
     count = len(block.refs)
     failures = [b.failure for b in became]
     columns: dict[str, pa.Array] = {
@@ -117,9 +117,7 @@ def result_table(block: Block, became: Sequence[Became], *, has_part: bool) -> p
         "height": pa.array([None if b.shape is None else b.shape[1] for b in became], pa.int32()),
         "status": pa.array(["ok" if f is None else f.status for f in failures], pa.string()),
         "reason": text_column([None if f is None else f.reason for f in failures]),
-        "part": pa.array(
-            [block.number if has_part and b.row is not None else None for b in became], pa.int32()
-        ),
+        "part": pa.array([None if b.row is None else part for b in became], pa.int32()),
         "row": pa.array([b.row for b in became], pa.int32()),
     }
     return pa.table(list(columns.values()), schema=RESULT)

@@ -117,10 +117,14 @@ class StoreWriter:
         """Give away the numbers of ``count`` parts, for good: others write them, or nobody does.
 
         That is on disk before the first of them can be begun, so a worker that outlives this
-        process never writes a part that the next one writes, too.
+        process never writes a part that the next one writes, too. In a bucket, where another
+        writer may take the same, whoever writes one claims it.
         """
         self.flush()
-        promised = range(self._next, self._next + count)
+        if not self._folder.is_exclusive:
+            self.manifest = Manifest.read(self.path)  # another writer may have promised some
+        first = max(self._next, self.manifest.next_part)
+        promised = range(first, first + count)
         self.manifest = replace(self.manifest, next_part=promised.stop)
         self.manifest.write(self.path)
         self._next = promised.stop

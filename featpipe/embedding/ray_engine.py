@@ -343,6 +343,12 @@ def _joined(address: str | None, workers: int) -> Iterator[None]:
             f"Ray Data cannot be used through {printable(address)}: run the command on a machine "
             "of the cluster with --address auto, or give HOST:PORT"
         )
+    if address not in {None, "auto"} and _host_and_port(address or "")[1] is None:
+        # Ray would look for some of these for minutes; "local" would start a cluster without token.
+        raise DeviceError(
+            f"{printable(address or '') or 'an empty text'} is no address of a Ray cluster: give "
+            "--address auto, or HOST:PORT"
+        )
     ray = import_ray(address)
     with redirect_stdout(cast("TextIO", _CallerOnly(sys.stdout))):
         if ray.is_initialized():

@@ -311,6 +311,24 @@ def test_address_of_a_client(
     )
 
 
+@pytest.mark.parametrize("address", ["local", "nonsense", "127.0.0.1:99999", "127.0.0.1:", ""])
+def test_address_that_is_none(
+    run_cli: Callable[..., Result], photos: Path, tiny_backbone: Path, tmp_path: Path, address: str
+) -> None:
+    """It is refused at once; above all, no other cluster is started in its place."""
+    found = run_cli(
+        *("embed", photos, "--model", tiny_backbone, "-o", tmp_path / "store"),
+        *("--engine", "ray", "--address", address),
+    )
+    assert found == Result(
+        6,
+        "",
+        f"Error: {address or 'an empty text'} is no address of a Ray cluster: give --address auto, "
+        "or HOST:PORT\n",
+    )
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize("options", [EmbedOptions, ScoreOptions])
 def test_options(options: type) -> None:
     """An engine that there is, and an address for the one that has one."""

@@ -23,7 +23,7 @@ from featpipe import storage
 from featpipe.backbones import load_backbone
 from featpipe.embedding import embed, run_embedding
 from featpipe.embedding.block_worker import BlockWorker, Destination, Recipe, Witness
-from featpipe.embedding.blocks import in_blocks
+from featpipe.embedding.blocks import in_blocks, raise_problem
 from featpipe.embedding.plan import make_plan
 from featpipe.errors import FingerprintError, StoreError, WriteError
 from featpipe.heads import load_head
@@ -36,6 +36,7 @@ from featpipe.store import (
     StoreWriter,
     collect_garbage,
     merge_stores,
+    parts,
     verify_store,
     write_parquet,
 )
@@ -52,6 +53,12 @@ def server() -> Iterator[Server]:
     """Return a server of S3 with one bucket, ``bucket``."""
     with server_of_buckets() as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the share of a worker from this process."""
+    monkeypatch.setattr("featpipe._machine._share", [])
 
 
 @pytest.fixture(autouse=True)
@@ -396,6 +403,35 @@ def test_workers_of_two_runs_do_not_write_over_each_other(
     assert (report.computed, report.known) == (0, 120)
     assert np.array_equal(report.store.X, here.X)
     assert verify_store(report.store) == []
+
+
+def test_workers_leave_the_parts_of_another_writer_alone(
+    server: Server, crops: Path, model: Path
+) -> None:
+    """A number that was promised to a worker, and that somebody else has taken, is left to them."""
+    place, backbone, source = "s3://bucket/workers", load_backbone(model), FolderSource(crops)
+    manifest = Manifest(backbone.card.to_json(), "float32", source.location)
+    with (
+        StoreWriter.opened(place, manifest) as writer,
+        StoreWriter.opened(place, manifest) as other,
+    ):
+        [number] = writer.promise(1)
+        assert list(other.promise(2)) == [1, 2]
+        destination = Destination(place, writer.shape, 1)
+        other_keys, others = [bytes([i]) * 16 for i in range(3)], np.ones((3, 27), np.float32)
+        parts.write_part(place, number, writer.shape, other_keys, others)
+        listed = make_plan(source, Index.empty(), Places()).to_open()
+        [block] = in_blocks(listed, [len(listed)], [number])
+        recipe = replace(Recipe.of(source, backbone, "cpu", "fp32", 8), destination=destination)
+        nothing = np.empty((2, 0), dtype=np.uint64)
+        result = BlockWorker(recipe, nothing, Witness())(block)
+    raise_problem(result)
+    assert parts.read_keys(place, number) == other_keys
+    assert result.column("part").to_pylist() == [1] * 120
+    by_row = np.argsort(result.column("row").to_numpy())
+    keys = result.column("key").take(by_row).to_pylist()
+    assert parts.read_keys(place, 1) == keys
+    assert parts.list_parts(place) == [0, 1]
 
 
 def test_another_backbone_is_refused(there: str, crops: Path, tmp_path: Path) -> None:

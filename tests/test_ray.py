@@ -175,6 +175,11 @@ def start_embedding(
     )
 
 
+def test_sigterm_is_left_alone(cluster: str) -> None:
+    """Ray's own answer to it, an exit of another name, does not outlive its start."""
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_killed_worker(
     cluster: str, home: Path, many: Path, tiny: Path, local: EmbeddingStore, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from featpipe import embed, fit, load_backbone, load_head, score
 from featpipe._files import escape_path, guard_cell, lock, unescape_path, unguard_cell
 from featpipe.embedding import stream
+from featpipe.embedding.engines import LocalEngine
 from featpipe.errors import (
     BackboneError,
     FingerprintError,
@@ -780,3 +781,19 @@ def test_long_runs_reach_the_disk(run, many: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), real(fd))[1])
     run(many)
     assert len(synced) >= 30
+
+
+def test_predictions_of_nothing_let_go_of_the_engine(
+    head_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine may be a whole cluster: it ends, too, where no row is ever asked for."""
+    closed = []
+
+    def close(engine: LocalEngine) -> None:
+        closed.append(engine)
+
+    monkeypatch.setattr(LocalEngine, "close", close)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError):
+        predictions(tmp_path / "empty", head_folder)
+    assert len(closed) == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from threading import get_ident
+from threading import current_thread, get_ident, main_thread
 from typing import Any, TextIO, cast
 from urllib.parse import urlsplit
 
@@ -342,6 +343,12 @@ def _joined(address: str | None, workers: int) -> Iterator[None]:
             f"Ray Data cannot be used through {printable(address)}: run the command on a machine "
             "of the cluster with --address auto, or give HOST:PORT"
         )
+    if address not in {None, "auto"} and _host_and_port(address or "")[1] is None:
+        # Ray would look for some of these for minutes; "local" would start a cluster without token.
+        raise DeviceError(
+            f"{printable(address or '') or 'an empty text'} is no address of a Ray cluster: give "
+            "--address auto, or HOST:PORT"
+        )
     ray = import_ray(address)
     with redirect_stdout(cast("TextIO", _CallerOnly(sys.stdout))):
         if ray.is_initialized():
@@ -366,17 +373,33 @@ def connect(ray: Any, address: str | None, workers: int) -> None:
     """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address is None:
-            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
-        else:
-            _knock(address)
-            ray.init(address=address, **quiet)
+        with _handlers_kept():
+            if address is None:
+                ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
+            else:
+                _knock(address)
+                ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as exc:
         what = (
             "cannot be started" if address is None else f"at {printable(address)} is out of reach"
         )
         raise DeviceError(f"the Ray cluster {what}: {first_line(exc)}") from exc
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Undo that Ray answers SIGTERM for the process, for good, by an exit that looks like another.
+
+    The process ends as it does without Ray; its workers and its own cluster notice that.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # None is a handler that Python does not know; in another thread Ray sets none.
+        if before is not None and current_thread() is main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _knock(address: str) -> None:

@@ -226,8 +226,14 @@ def predictions(
     ...     print(row.path, row.label)
     """
     asked = ScoreOptions(**options)
-    run = _Run(_Setup.of(source, head, model, asked), asked, None)
-    return run.rows(run.listed())
+    setup = _Setup.of(source, head, model, asked)
+    run = _Run(setup, asked, None)
+    try:
+        listed = run.listed()
+    except BaseException:
+        setup.engine.close()
+        raise
+    return run.rows(listed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(home: Path) -> Iterator[str]:
     """Start Ray as ``--engine ray`` does, with two workers; return its address."""
-    from featpipe.embedding.ray_engine import connect, import_ray
+    from featpipe.embedding.ray_cluster import connect, import_ray
 
     here = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from featpipe._columns import BLOCK_ROWS
 from featpipe.sources.base import Source
-from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing
+from featpipe.sources.container import CHANGED, Container, Listing
+from featpipe.sources.containers import ContainerSource
 from featpipe.sources.imagetables import ImageColumns, arrow_errors, bytes_in
 from featpipe.sources.names import (
     distinct_names,

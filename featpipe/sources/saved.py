@@ -13,7 +13,8 @@ import pyarrow as pa
 from featpipe._files import printable, read_json
 from featpipe.errors import SourceError
 from featpipe.sources.base import Source
-from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing
+from featpipe.sources.container import CHANGED, Container, Listing
+from featpipe.sources.containers import ContainerSource
 from featpipe.sources.imagetables import ImageColumns, arrow_errors, bytes_in
 from featpipe.sources.places import SPLITS
 

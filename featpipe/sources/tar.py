@@ -16,7 +16,8 @@ from featpipe._columns import BLOCK_ROWS, LISTED, path_column
 from featpipe._files import escape_path, printable
 from featpipe.errors import SourceError
 from featpipe.sources.base import MAX_FILE_BYTES, TOO_LARGE, Source
-from featpipe.sources.containers import CHANGED, Container, ContainerSource, Listing, version_of
+from featpipe.sources.container import CHANGED, Container, Listing, version_of
+from featpipe.sources.containers import ContainerSource
 from featpipe.sources.headers import DamagedTarError, Member, read_headers
 from featpipe.sources.names import (
     distinct_names,

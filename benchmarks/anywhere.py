@@ -5,7 +5,7 @@ read from elsewhere. Every kind of source is embedded into a store of its own an
 the folder's: paths but for what comes before them, contents, labels, splits, vectors to the last
 bit; then embedded again, which must open nothing.
 
-    PYTHONPATH=.:tests python benchmarks/anywhere.py FOLDER [--model NAME] [--json FILE]
+    PYTHONPATH=. python benchmarks/anywhere.py FOLDER [--model NAME] [--json FILE]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import json
+import sys
 import tarfile
 import tempfile
 import time
@@ -24,14 +25,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from buckets import server_of_buckets
-from webserver import web_server
 
 from featpipe.embedding import run_embedding
 from featpipe.sources import FolderSource
 from featpipe.storage.reading import filesystem
 from featpipe.store import EmbeddingStore
 from featpipe.types import ImageRef
+
+# The servers are those of the tests.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from buckets import server_of_buckets
+from webserver import web_server
+
+SAID = (
+    "Keys, labels, splits and vectors (to the last bit) compared with those of the folder; S3 "
+    "(moto) and the web server run in the same process, on the same cores, over `http://`."
+)
 
 
 def main() -> None:
@@ -45,12 +55,13 @@ def main() -> None:
     refs = list(FolderSource(folder))
     with tempfile.TemporaryDirectory() as work, kinds(folder, refs, Path(work)) as found:
         results = compared(found, options.model, Path(work))
-    print(f"{'source':<24}{'images':>8}{'equal':>8}{'seconds':>9}{'again: opened':>15}")
+    print(f"{SAID}\n")
+    print("| source | images | equal to the folder | seconds | opened by a second run |")
+    print("|---|---|---|---|---|")
     for name, result in results.items():
-        print(
-            f"{name:<24}{result['images']:>8}{result['equal']!s:>8}{result['seconds']:>9.1f}"
-            f"{result['opened_again']:>15}"
-        )
+        equal = "yes" if result["equal"] else "NO"
+        cells = [name, result["images"], equal, f"{result['seconds']:.1f}", result["opened_again"]]
+        print("| " + " | ".join(map(str, cells)) + " |")
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
     if not all(result["equal"] and not result["opened_again"] for result in results.values()):

@@ -73,6 +73,7 @@ SECTIONS: dict[str, tuple[str, list[str], list[str]]] = {
         ["store_at_size.py"],
         ["--rows", "100000"],
     ),
+    "anywhere": ("The same images from everywhere", ["anywhere.py"], []),
     "ray": (
         "Ray beside the local engine",
         ["ray_engine.py", "--images", "5000"],
